@@ -1,0 +1,626 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/invocation"
+)
+
+// Worker is one instance as its pool sees it: it runs one invocation at a time.
+type Worker interface {
+	ID() string
+	// Invoke runs one invocation to its outcome. It never returns before the answer is known or the
+	// timeout has passed. After it, the worker either calls Events.Idle once it can take another
+	// invocation, or Events.Gone once it never will.
+	Invoke(req *invocation.Request) *invocation.Outcome
+	// Close ends the instance. It returns at once; Events.Gone follows when nothing is left of it.
+	Close(reason string)
+	// Info describes it for people.
+	Info() WorkerInfo
+}
+
+// WorkerInfo describes a worker for people.
+type WorkerInfo struct {
+	ID      string
+	Address string
+	Started time.Time
+}
+
+// Events are the calls that a worker makes to its pool. They may come from any goroutine and must
+// not be made with a lock held that the pool's calls into the worker need.
+type Events struct {
+	// Idle: the runtime is back in next after an invocation.
+	Idle func()
+	// Dying: the worker will not take another invocation (its process ended, or it was reset).
+	Dying func()
+	// Gone: the instance and all that belonged to it are removed. Called exactly once per started
+	// worker, always after Dying.
+	Gone func()
+}
+
+// InitPhase says why an instance initialises.
+type InitPhase string
+
+const (
+	// PhaseInit is an ordinary cold start, limited by the init timeout.
+	PhaseInit InitPhase = "init"
+	// PhaseInvoke is the repeated init inside the first invocation, limited by the function timeout.
+	PhaseInvoke InitPhase = "invoke"
+)
+
+// StartRequest asks for one instance.
+type StartRequest struct {
+	Version *function.Version
+	// Binding is the release that starts the instance; calls made during init use it.
+	Binding invocation.Binding
+	Phase   InitPhase
+	// For is the request whose invocation the init belongs to in PhaseInvoke, else nil.
+	For    *invocation.Request
+	Events Events
+}
+
+// Starter makes instances. Start blocks until the runtime asked for its first event, or fails. A
+// failed Start has removed everything it made, or leaves it to reconciliation; no Event is called.
+type Starter interface {
+	Start(ctx context.Context, req StartRequest) (Worker, error)
+}
+
+// InitError says that the function's own initialisation failed: a fault of the function, not of the platform.
+type InitError struct {
+	// Outcome is what the client of an invocation gets that ran into it.
+	Outcome *invocation.Outcome
+	Detail  string
+}
+
+// Error implements error.
+func (e *InitError) Error() string { return "initialisation failed: " + e.Detail }
+
+// errClosed ends the waits of a pool that was closed.
+var errClosed = errors.New("the version was removed")
+
+// state of a slot. Transitions: busy ⇄ idle, either → leaving.
+type state uint8
+
+const (
+	busy state = iota
+	idle
+	leaving
+)
+
+// slot is a worker with its place in the pool; all but worker is guarded by Pool.mu.
+type slot struct {
+	worker Worker
+	state  state
+	used   time.Time
+}
+
+// waiter is a queued request. The one who takes it out of the queue sends exactly one grant.
+type waiter struct {
+	ready chan grant
+	req   *invocation.Request
+	next  *waiter
+	// taken and cancelled are guarded by Pool.mu: somebody will grant, or the waiter gave up.
+	taken, cancelled bool
+}
+
+// grant ends a wait: with a slot, with an outcome (init failed inside this request), or with an error.
+type grant struct {
+	slot    *slot
+	outcome *invocation.Outcome
+	err     error
+}
+
+// Pool holds the instances of one version and the requests that wait for one.
+type Pool struct {
+	version *function.Version
+	starter Starter
+	limit   *limit
+	opts    Options
+	log     *slog.Logger
+	ctx     context.Context // ends when the manager closes
+	group   *sync.WaitGroup // the manager's: every goroutine of a pool is in it
+	workers *sync.WaitGroup // the manager's: every worker that is not gone
+
+	mu       sync.Mutex
+	slots    map[*slot]struct{} // every worker that is not gone
+	idle     []*slot            // stack: the hottest is last
+	head     *waiter
+	tail     *waiter
+	waiting  int // waiters in the queue that were not cancelled
+	starting int
+	min      int
+	lastErr  error         // of the newest failed start; nil after a good one
+	changed  chan struct{} // closed and replaced when slots or lastErr change; nil when nobody listens
+	failures int           // failed starts in a row
+	retryAt  time.Time     // when a warm start may be tried again
+	binding  invocation.Binding
+	closed   bool
+}
+
+// Version returns the version that the pool runs.
+func (p *Pool) Version() *function.Version { return p.version }
+
+// invoke waits for a worker and runs the request on it.
+func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
+	s, outcome, err := p.acquire(ctx, req)
+	if s == nil {
+		return outcome, err
+	}
+	return s.worker.Invoke(req), nil
+}
+
+// acquire takes the hottest idle slot, or waits for one.
+func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
+	p.mu.Lock()
+	if n := len(p.idle); n > 0 && p.head == nil {
+		s := p.idle[n-1]
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		s.state = busy
+		p.mu.Unlock()
+		return s, nil, nil
+	}
+	if p.closed {
+		p.mu.Unlock()
+		return nil, nil, &invocation.UnavailableError{Err: errClosed}
+	}
+	if p.waiting >= p.opts.QueueLimit {
+		p.mu.Unlock()
+		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
+	}
+	w := &waiter{ready: make(chan grant, 1), req: req}
+	p.pushLocked(w)
+	p.startForQueueLocked()
+	p.mu.Unlock()
+	return p.wait(ctx, w)
+}
+
+// wait blocks until the waiter is granted something, its context ends or the queue timeout passes.
+func (p *Pool) wait(ctx context.Context, w *waiter) (*slot, *invocation.Outcome, error) {
+	timer := time.NewTimer(p.opts.QueueTimeout)
+	defer timer.Stop()
+	var cause error
+	select {
+	case g := <-w.ready:
+		return g.slot, g.outcome, g.err
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-timer.C:
+		cause = p.throttled(fmt.Sprintf("no instance of %s was free within %s", p.version.Key, p.opts.QueueTimeout))
+	}
+	if !p.cancel(w) { // granted in the same moment: use it, or give it back
+		g := <-w.ready
+		if g.slot != nil && ctx.Err() != nil {
+			p.idleAgain(g.slot)
+			return nil, nil, cause
+		}
+		return g.slot, g.outcome, g.err
+	}
+	return nil, nil, cause
+}
+
+// cancel takes a waiter out of the queue; false means that a grant is on its way.
+func (p *Pool) cancel(w *waiter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w.taken {
+		return false
+	}
+	w.cancelled = true
+	p.waiting--
+	p.trimLocked()
+	return true
+}
+
+// trimLocked drops cancelled waiters from the front of the queue.
+func (p *Pool) trimLocked() {
+	for p.head != nil && p.head.cancelled {
+		p.head = p.head.next
+	}
+	if p.head == nil {
+		p.tail = nil
+	}
+}
+
+func (p *Pool) throttled(detail string) error {
+	return &invocation.ThrottledError{
+		Reason:     "ConcurrentInvocationLimitExceeded",
+		RetryAfter: time.Second,
+		Detail:     detail,
+	}
+}
+
+// pushLocked appends a waiter to the queue.
+func (p *Pool) pushLocked(w *waiter) {
+	if p.tail == nil {
+		p.head = w
+	} else {
+		p.tail.next = w
+	}
+	p.tail = w
+	p.waiting++
+}
+
+// popLocked takes the oldest waiter that still waits, or nil. The caller must grant it something.
+func (p *Pool) popLocked() *waiter {
+	p.trimLocked()
+	w := p.head
+	if w == nil {
+		return nil
+	}
+	p.head = w.next
+	if p.head == nil {
+		p.tail = nil
+	}
+	p.waiting--
+	w.taken = true
+	return w
+}
+
+// startForQueueLocked starts instances for waiters that no starting instance will serve.
+func (p *Pool) startForQueueLocked() {
+	for p.starting < p.waiting {
+		if !p.startLocked() {
+			return
+		}
+	}
+}
+
+// startLocked starts one instance in the background, if the limit allows; it reports whether it did.
+func (p *Pool) startLocked() bool {
+	if p.closed || !p.limit.take(p) {
+		return false
+	}
+	p.starting++
+	p.group.Go(p.start)
+	return true
+}
+
+// start makes one instance and serves whoever waits longest.
+func (p *Pool) start() {
+	err := p.startOne(PhaseInit, nil)
+	var initErr *InitError
+	if errors.As(err, &initErr) {
+		// The contract: a failed init runs again inside the first invocation, under the function's
+		// timeout, and its result is that invocation's result.
+		err = p.startForWaiter(err)
+	}
+	p.finishStart(err, errors.As(err, &initErr))
+}
+
+// startForWaiter repeats the init on behalf of the oldest waiter; without one the first error stands.
+func (p *Pool) startForWaiter(first error) error {
+	p.mu.Lock()
+	w := p.popLocked()
+	p.mu.Unlock()
+	if w == nil {
+		return first
+	}
+	err := p.startOne(PhaseInvoke, w)
+	if err == nil {
+		return nil
+	}
+	var initErr *InitError
+	if errors.As(err, &initErr) && initErr.Outcome != nil {
+		w.ready <- grant{outcome: initErr.Outcome}
+		return err
+	}
+	w.ready <- grant{err: &invocation.UnavailableError{Err: err}}
+	return err
+}
+
+// startOne starts a worker and puts it to use: for the given waiter, else for the oldest one.
+func (p *Pool) startOne(phase InitPhase, w *waiter) error {
+	s := &slot{state: busy, used: time.Now()}
+	ready := make(chan struct{})
+	p.mu.Lock()
+	req := StartRequest{Version: p.version, Binding: p.binding, Phase: phase, Events: p.events(s, ready)}
+	p.mu.Unlock()
+	if w != nil {
+		req.For = w.req
+		req.Binding = w.req.Binding
+	}
+	worker, err := p.starter.Start(p.ctx, req)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	s.worker = worker
+	p.slots[s] = struct{}{}
+	p.starting--
+	p.failures, p.lastErr = 0, nil
+	closed := p.closed
+	p.notifyLocked()
+	p.mu.Unlock()
+	p.workers.Add(1)
+	close(ready)
+	switch {
+	case w != nil:
+		w.ready <- grant{slot: s}
+	case closed:
+		worker.Close("spindown")
+	default:
+		p.idleAgain(s)
+	}
+	return nil
+}
+
+// events makes the callbacks of a slot. They wait until the slot is in place.
+func (p *Pool) events(s *slot, ready <-chan struct{}) Events {
+	return Events{
+		Idle:  func() { <-ready; p.idleAgain(s) },
+		Dying: func() { <-ready; p.dying(s) },
+		Gone:  func() { <-ready; p.gone(s) },
+	}
+}
+
+// finishStart settles the books after a start that may have failed, and decides what comes next.
+// A fault of the function was answered to the waiter it belongs to; a fault of the platform is
+// answered to the oldest waiter when no other instance will serve it.
+func (p *Pool) finishStart(err error, functionFault bool) {
+	if err == nil {
+		return
+	}
+	p.limit.put()
+	p.mu.Lock()
+	p.starting--
+	p.failures++
+	p.lastErr = err
+	p.notifyLocked()
+	p.retryAt = time.Now().Add(backoff(p.failures))
+	var refuse *waiter
+	if !functionFault && len(p.slots) == 0 && p.starting == 0 {
+		refuse = p.popLocked()
+	}
+	p.startForQueueLocked()
+	p.mu.Unlock()
+	if refuse != nil {
+		refuse.ready <- grant{err: &invocation.UnavailableError{Err: err}}
+	}
+	p.log.Warn("instance did not start", "function", p.version.Key.String(), "version", p.version.Number, "error", err)
+}
+
+// backoff returns the pause before the next warm start after n failures in a row: 1 s to 1 min.
+func backoff(n int) time.Duration {
+	return min(time.Second<<min(n-1, 6), time.Minute)
+}
+
+// idleAgain hands a free slot to the oldest waiter, or puts it on the idle stack.
+func (p *Pool) idleAgain(s *slot) {
+	now := time.Now()
+	p.mu.Lock()
+	if s.state == leaving {
+		p.mu.Unlock()
+		return
+	}
+	s.used = now
+	if w := p.popLocked(); w != nil {
+		s.state = busy
+		p.mu.Unlock()
+		w.ready <- grant{slot: s}
+		return
+	}
+	if p.closed {
+		s.state = leaving
+		p.mu.Unlock()
+		s.worker.Close("spindown")
+		return
+	}
+	s.state = idle
+	p.idle = append(p.idle, s)
+	p.mu.Unlock()
+	p.limit.offer(p)
+}
+
+// dying takes a slot out of use and replaces it when somebody waits or min asks for it.
+func (p *Pool) dying(s *slot) {
+	p.mu.Lock()
+	p.leaveLocked(s)
+	p.mu.Unlock()
+}
+
+// leaveLocked marks a slot as leaving and removes it from the idle stack.
+func (p *Pool) leaveLocked(s *slot) {
+	if s.state == idle {
+		for i, o := range p.idle {
+			if o == s {
+				p.idle = append(p.idle[:i], p.idle[i+1:]...)
+				break
+			}
+		}
+	}
+	s.state = leaving
+}
+
+// gone forgets a slot whose instance is removed, and starts what is missing.
+func (p *Pool) gone(s *slot) {
+	p.mu.Lock()
+	p.leaveLocked(s)
+	delete(p.slots, s)
+	p.notifyLocked()
+	p.mu.Unlock()
+	p.limit.put()
+	p.kick()
+	p.limit.offer(p)
+	p.workers.Done()
+}
+
+// kick starts whatever the queue and min ask for.
+func (p *Pool) kick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.startForQueueLocked()
+	p.keepMinLocked()
+}
+
+// notifyLocked wakes those who wait for a change (warm).
+func (p *Pool) notifyLocked() {
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
+}
+
+// warm keeps n instances from now on and blocks until they are ready, a start fails or ctx ends.
+func (p *Pool) warm(ctx context.Context, n int) error {
+	p.mu.Lock()
+	p.min, p.failures, p.lastErr = n, 0, nil
+	p.keepMinLocked()
+	for p.aliveLocked() < n && p.lastErr == nil {
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		p.mu.Lock()
+		p.keepMinLocked()
+	}
+	err := p.lastErr
+	p.mu.Unlock()
+	return err
+}
+
+// keepMinLocked starts instances up to min, unless starts failed just now.
+func (p *Pool) keepMinLocked() {
+	if p.failures > 0 && time.Now().Before(p.retryAt) {
+		return
+	}
+	for p.starting+p.aliveLocked() < p.min {
+		if !p.startLocked() {
+			return
+		}
+	}
+}
+
+// aliveLocked counts the workers that are not leaving.
+func (p *Pool) aliveLocked() int {
+	n := 0
+	for s := range p.slots {
+		if s.state != leaving {
+			n++
+		}
+	}
+	return n
+}
+
+// evictOne closes the coldest idle worker above keep; it reports whether there was one.
+func (p *Pool) evictOne(keep int) bool {
+	p.mu.Lock()
+	if len(p.idle) == 0 || p.aliveLocked() <= keep {
+		p.mu.Unlock()
+		return false
+	}
+	s := p.idle[0]
+	p.leaveLocked(s)
+	p.mu.Unlock()
+	s.worker.Close("spindown")
+	return true
+}
+
+// sweep closes workers that were idle for longer than the timeout, keeps min warm, and retries the
+// starts that the queue still needs.
+func (p *Pool) sweep(now time.Time) {
+	p.mu.Lock()
+	var old []*slot
+	alive := p.aliveLocked()
+	for len(p.idle) > 0 && alive-len(old) > p.min && now.Sub(p.idle[0].used) >= p.opts.IdleTimeout {
+		s := p.idle[0]
+		p.leaveLocked(s)
+		old = append(old, s)
+	}
+	p.keepMinLocked()
+	p.startForQueueLocked()
+	p.mu.Unlock()
+	for _, s := range old {
+		s.worker.Close("spindown")
+	}
+}
+
+// close ends the pool: idle workers go now, busy ones after their invocation, waiters are refused.
+func (p *Pool) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.min = 0
+	old := p.idle
+	p.idle = nil
+	for _, s := range old {
+		s.state = leaving
+	}
+	var refused []*waiter
+	for w := p.popLocked(); w != nil; w = p.popLocked() {
+		refused = append(refused, w)
+	}
+	p.mu.Unlock()
+	for _, s := range old {
+		s.worker.Close("spindown")
+	}
+	for _, w := range refused {
+		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}
+	}
+}
+
+// kill ends every worker now, busy ones too.
+func (p *Pool) kill(reason string) {
+	p.mu.Lock()
+	all := make([]*slot, 0, len(p.slots))
+	for s := range p.slots {
+		p.leaveLocked(s)
+		all = append(all, s)
+	}
+	p.mu.Unlock()
+	for _, s := range all {
+		s.worker.Close(reason)
+	}
+}
+
+// Stats is what a pool looks like now.
+type Stats struct {
+	Instances, Idle, Busy, Starting, Queued int
+}
+
+// Stats counts the pool's instances and waiters.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := Stats{Starting: p.starting, Queued: p.waiting, Instances: len(p.slots) + p.starting}
+	for s := range p.slots {
+		switch s.state {
+		case idle:
+			st.Idle++
+		case busy:
+			st.Busy++
+		}
+	}
+	return st
+}
+
+// Instance is one instance for people.
+type Instance struct {
+	WorkerInfo
+	Version *function.Version
+	State   string
+	Used    time.Time
+}
+
+// Instances lists the pool's workers.
+func (p *Pool) Instances() []Instance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	names := map[state]string{busy: "busy", idle: "idle", leaving: "stopping"}
+	out := make([]Instance, 0, len(p.slots))
+	for s := range p.slots {
+		out = append(out, Instance{WorkerInfo: s.worker.Info(), Version: p.version, State: names[s.state], Used: s.used})
+	}
+	return out
+}
