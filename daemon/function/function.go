@@ -52,9 +52,10 @@ type Config struct {
 	Timeout time.Duration `json:"timeout"`
 	// Environment is what the customer sets; reserved names are refused.
 	Environment map[string]string `json:"environment,omitempty"`
-	// Entrypoint, Command and Workdir replace the image's values when present (nil means absent).
-	Entrypoint []string `json:"entrypoint,omitempty"`
-	Command    []string `json:"command,omitempty"`
+	// Entrypoint, Command and Workdir replace the image's values when present (nil means absent; an
+	// empty list is present, and omitzero keeps the difference in JSON).
+	Entrypoint []string `json:"entrypoint,omitzero"`
+	Command    []string `json:"command,omitzero"`
 	Workdir    string   `json:"workdir,omitempty"`
 	// Concurrency bounds the number of instances.
 	Concurrency Concurrency `json:"concurrency"`
