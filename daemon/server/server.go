@@ -1,0 +1,248 @@
+// Package server owns the daemon's listeners and the one route table that says who may call what.
+//
+// Every listener has a Kind; every route has the Access it needs; a request that no route allows is
+// refused (default deny). The Invoke API itself is the gateway's; the control API's handlers are here
+// and turn requests into calls of a Backend.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/netutil"
+
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/gateway"
+	"lfx.dev/lfxd/daemon/invocation"
+)
+
+// Access is the right that a route needs.
+type Access uint8
+
+const (
+	// AccessInvoke: call functions.
+	AccessInvoke Access = iota + 1
+	// AccessControl: everything, including to deploy, which is to run code.
+	AccessControl
+)
+
+// Kind says what a listener is, and so what its callers may do without credentials.
+type Kind uint8
+
+const (
+	// KindControl is the control socket: everything.
+	KindControl Kind = iota + 1
+	// KindInvoke is the invoke socket: invoke only.
+	KindInvoke
+	// KindTCP is TCP on loopback: invoke only; Host and Origin are checked, because a browser can reach it.
+	KindTCP
+	// KindPort is the TCP port of one function's own: invoke of that function only.
+	KindPort
+)
+
+// grants lists what each kind of listener may carry. Absent means denied.
+var grants = map[Kind]map[Access]bool{
+	KindControl: {AccessInvoke: true, AccessControl: true},
+	KindInvoke:  {AccessInvoke: true},
+	KindTCP:     {AccessInvoke: true},
+	KindPort:    {AccessInvoke: true},
+}
+
+// Limits on connections (security: gateway).
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 16 << 10
+	maxConnections    = 4096
+)
+
+// Options are the settings of a Server.
+type Options struct {
+	Gateway *gateway.Gateway
+	Backend Backend
+	// Sessions takes over the connections of deploys (POST /lfx/v1/session).
+	Sessions http.Handler
+	// AllowedHosts are the host names accepted on TCP; "*.name" accepts any below name.
+	AllowedHosts []string
+	Log          *slog.Logger
+}
+
+// Server serves any number of listeners.
+type Server struct {
+	opts   Options
+	routes []route
+	group  sync.WaitGroup
+
+	mu      sync.Mutex
+	servers map[*http.Server]struct{}
+	closed  bool
+}
+
+// New makes a server; Serve starts a listener.
+func New(opts Options) *Server {
+	s := &Server{opts: opts, servers: map[*http.Server]struct{}{}}
+	s.routes = s.table()
+	return s
+}
+
+// Served is one listener that is being served.
+type Served struct {
+	server *Server
+	http   *http.Server
+}
+
+// Serve serves l in the background until Close or Shutdown. fn is set for KindPort only.
+func (s *Server) Serve(l net.Listener, kind Kind, fn *function.Key) (*Served, error) {
+	hs := &http.Server{
+		Handler:           s.handler(kind, fn),
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
+		ConnContext:       peerContext(s.opts.Log, kind),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		l.Close() //nolint:errcheck // nothing was served
+		return nil, net.ErrClosed
+	}
+	s.servers[hs] = struct{}{}
+	s.group.Go(func() {
+		if err := hs.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
+			s.opts.Log.Error("listener failed", "address", l.Addr().String(), "error", err)
+		}
+	})
+	return &Served{server: s, http: hs}, nil
+}
+
+// Close stops the listener at once and lets requests that run on it finish until ctx ends.
+func (v *Served) Close(ctx context.Context) error {
+	v.server.mu.Lock()
+	delete(v.server.servers, v.http)
+	v.server.mu.Unlock()
+	err := v.http.Shutdown(ctx)
+	if err != nil {
+		err = v.http.Close()
+	}
+	return err
+}
+
+// Shutdown stops all listeners, lets requests finish until ctx ends, and waits for everything.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.mu.Lock()
+	s.closed = true
+	all := s.servers
+	s.servers = map[*http.Server]struct{}{}
+	s.mu.Unlock()
+	var wg sync.WaitGroup
+	for hs := range all {
+		wg.Go(func() {
+			if hs.Shutdown(ctx) != nil {
+				hs.Close() //nolint:errcheck // nothing is left to do
+			}
+		})
+	}
+	wg.Wait()
+	s.group.Wait()
+}
+
+// handler decides for each request of a listener whether it may pass, and who answers it.
+func (s *Server) handler(kind Kind, fn *function.Key) http.Handler {
+	scope := gateway.Scope{Function: fn}
+	checked := kind == KindTCP || kind == KindPort
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if checked && !s.browserSafe(w, r) {
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, gateway.InvokePrefix) && strings.HasSuffix(r.URL.Path, gateway.InvokeSuffix) {
+			if !grants[kind][AccessInvoke] {
+				refuseAccess(w)
+				return
+			}
+			s.opts.Gateway.ServeInvoke(w, r, scope)
+			return
+		}
+		s.control(w, r, kind)
+	})
+}
+
+// control serves the routes of the table.
+func (s *Server) control(w http.ResponseWriter, r *http.Request, kind Kind) {
+	if !grants[kind][AccessControl] {
+		refuseAccess(w)
+		return
+	}
+	for i := range s.routes {
+		rt := &s.routes[i]
+		if rest, ok := rt.match(r.URL.Path); ok && rt.method == r.Method {
+			if !grants[kind][rt.access] {
+				refuseAccess(w)
+				return
+			}
+			rt.serve(w, r, rest)
+			return
+		}
+	}
+	s.unknown(w, r)
+}
+
+// browserSafe refuses requests that a web page could have made a browser send to loopback: a foreign
+// Host (DNS rebinding) or any Origin.
+func (s *Server) browserSafe(w http.ResponseWriter, r *http.Request) bool {
+	if !s.hostAllowed(r.Host) {
+		refuse(w, http.StatusForbidden, "AccessDeniedException",
+			"the host name of the request is not one of listen.allowed_hosts in the daemon's configuration")
+		return false
+	}
+	if r.Header.Get("Origin") != "" {
+		refuse(w, http.StatusForbidden, "AccessDeniedException", "requests from web pages (with an Origin header) are not accepted here")
+		return false
+	}
+	return true
+}
+
+func (s *Server) hostAllowed(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	for _, allowed := range s.opts.AllowedHosts {
+		allowed = strings.Trim(allowed, "[]")
+		if strings.EqualFold(host, allowed) {
+			return true
+		}
+		if suffix, ok := strings.CutPrefix(allowed, "*"); ok && len(host) > len(suffix) && strings.EqualFold(host[len(host)-len(suffix):], suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// refuseAccess answers a request that this listener may not carry.
+func refuseAccess(w http.ResponseWriter) {
+	refuse(w, http.StatusForbidden, "AccessDeniedException", "only Invoke is open on this listener; use the control socket for everything else")
+}
+
+func refuse(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("X-Amzn-Errortype", code)
+	writeJSON(w, status, map[string]string{"Type": "User", "Message": message})
+}
+
+// InstanceHandler serves the Lambda API as one instance sees it: Invoke within its own environment,
+// bound to the release of the instance's invocation in progress.
+func InstanceHandler(g *gateway.Gateway, env function.Environment, binding func() invocation.Binding) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := gateway.FunctionName(r.URL); !ok {
+			refuse(w, http.StatusNotFound, "UnknownOperationException", "only Invoke is served inside an instance")
+			return
+		}
+		g.ServeInvoke(w, r, gateway.Scope{Environment: &env, Caller: binding()})
+	})
+}

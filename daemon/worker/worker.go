@@ -1,0 +1,461 @@
+// Package worker makes instances that answer invocations: it joins an instance (the container, its
+// limits and its network), the Runtime API that the instance polls, and the function's log.
+//
+// A Starter implements pool.Starter, a Worker pool.Worker. The worker owns the init phase with its
+// limit, the clock of each invocation, the platform's log lines and the payloads of platform errors.
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/runtime/instance"
+	"lfx.dev/lfxd/runtime/rapi"
+)
+
+// Creator makes instances.
+type Creator interface {
+	Create(ctx context.Context, spec instance.Spec) (*instance.Instance, error)
+}
+
+// Options are the settings of a Starter.
+type Options struct {
+	Instances Creator
+	Logs      *logs.Store
+	Region    string
+	// InitTimeout bounds an ordinary init phase (AWS: 10 s).
+	InitTimeout time.Duration
+	// CreateTimeout bounds the making of an instance up to its start.
+	CreateTimeout time.Duration
+	// LambdaAPI serves the Lambda API as the instance sees it; binding tells which release the
+	// instance's current invocation is bound to.
+	LambdaAPI func(env function.Environment, binding func() invocation.Binding) http.Handler
+	Log       *slog.Logger
+}
+
+// Starter makes workers.
+type Starter struct {
+	opts  Options
+	group sync.WaitGroup
+}
+
+var (
+	_ pool.Starter = (*Starter)(nil)
+	_ pool.Worker  = (*Worker)(nil)
+)
+
+// NewStarter makes a Starter.
+func NewStarter(opts Options) *Starter { return &Starter{opts: opts} }
+
+// Wait blocks until every goroutine of every worker has ended; call it after the pools are closed.
+func (s *Starter) Wait() { s.group.Wait() }
+
+// Worker is one instance with its Runtime API and its log.
+type Worker struct {
+	s       *Starter
+	version *function.Version
+	origin  invocation.Binding // the release that started the instance
+	events  pool.Events
+	inst    *instance.Instance
+	api     *rapi.Server
+	out     []*logs.Capture
+	id      string
+	started time.Time
+	initDur time.Duration
+	// suppressed is set when the init ran inside an invocation: its time is that invocation's.
+	suppressed bool
+	begun      time.Time // when that invocation began
+
+	// gate is held from the start of an invocation until its answer is known.
+	gate     sync.Mutex
+	cur      atomic.Pointer[run]
+	count    int // invocations so far; guarded by gate
+	dieOnce  sync.Once
+	serveErr chan error
+}
+
+// run is one invocation in progress. All but done is written before it is published, or under gate.
+type run struct {
+	req      *invocation.Request
+	start    time.Time
+	duration time.Duration
+	first    bool
+	status   string // "", "timeout" or "error"
+	errType  string
+	detail   string // the crash line, without "RequestId: …"
+	done     atomic.Bool
+	tail     *logs.Tail
+}
+
+// newID names an instance. Everything external that belongs to it is named from it.
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:]) //nolint:errcheck // never fails
+	return "lfx-" + hex.EncodeToString(b[:])
+}
+
+// Start implements pool.Starter.
+func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker, error) {
+	w := &Worker{s: s, version: req.Version, origin: req.Binding, events: req.Events, id: newID(), serveErr: make(chan error, 1)}
+	if req.Phase == pool.PhaseInvoke {
+		w.suppressed, w.begun = true, time.Now()
+		w.cur.Store(&run{req: req.For, start: w.begun}) // init output belongs to the request
+	}
+	createCtx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
+	defer cancel()
+	inst, err := s.opts.Instances.Create(createCtx, w.spec())
+	if err != nil {
+		w.closeAPI()
+		return nil, fmt.Errorf("start an instance of %s: %w", w.version, err)
+	}
+	w.inst = inst
+	w.started = time.Now()
+	w.capture()
+	if err := w.initialise(ctx, req); err != nil {
+		w.destroy()
+		return nil, err
+	}
+	w.cur.Store(nil)
+	s.group.Go(w.watch)
+	return w, nil
+}
+
+// spec describes the instance: everything in it comes from the version.
+func (w *Worker) spec() instance.Spec {
+	v := w.version
+	return instance.Spec{
+		ID:       w.id,
+		Image:    v.Image.Name + "@" + v.Image.Digest,
+		Args:     v.Argv(),
+		Env:      environ(v, w.s.opts.Region, logStream(v.Number, time.Now())),
+		Dir:      v.Workdir(),
+		MemoryMB: v.Config.MemoryMB,
+		TmpMB:    v.Config.TmpMB,
+		Cores:    v.Config.Cores(),
+		Labels: map[string]string{
+			"dev.lfx.project": v.Project, "dev.lfx.environment": v.Environment.Name,
+			"dev.lfx.function": v.Function, "dev.lfx.version": fmt.Sprint(v.Number),
+		},
+		Listen: w.listen,
+	}
+}
+
+// listen serves the Runtime API, and the Lambda API as this instance sees it, on the listener inside
+// the instance's network namespace. Called before the instance starts.
+func (w *Worker) listen(l net.Listener) error {
+	w.api = rapi.New(rapi.Options{
+		Listener: l,
+		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.binding),
+		Log:      w.s.opts.Log.With("instance", w.id),
+		OnIdle:   w.onIdle,
+	})
+	w.s.group.Go(func() { w.serveErr <- w.api.Serve() })
+	return nil
+}
+
+// binding is the release that calls made by the function belong to: that of the invocation in
+// progress, else the one that started the instance.
+func (w *Worker) binding() invocation.Binding {
+	if r := w.cur.Load(); r != nil && r.req.Binding != nil {
+		return r.req.Binding
+	}
+	return w.origin
+}
+
+// capture reads what the function prints.
+func (w *Worker) capture() {
+	w.out = []*logs.Capture{
+		logs.NewCapture(w.inst.Stdout(), func(line []byte, truncated bool) { w.line("stdout", line) }, logs.CaptureOptions{}),
+		logs.NewCapture(w.inst.Stderr(), func(line []byte, truncated bool) { w.line("stderr", line) }, logs.CaptureOptions{}),
+	}
+}
+
+// line stores one line under the invocation in progress.
+func (w *Worker) line(stream string, line []byte) {
+	w.emit(w.cur.Load(), stream, string(line))
+}
+
+func (w *Worker) emit(r *run, stream, text string) {
+	e := logs.Entry{Time: time.Now(), Key: w.version.Key, Version: w.version.Number, Instance: w.id, Stream: stream, Message: text}
+	if r != nil {
+		e.RequestID = r.req.ID
+		if r.req.Binding != nil {
+			e.Release = r.req.Binding.ReleaseNumber()
+		}
+		if r.tail != nil {
+			r.tail.Add(text)
+		}
+	}
+	w.s.opts.Logs.Append(e)
+}
+
+// initialise waits until the runtime asks for its first event.
+func (w *Worker) initialise(ctx context.Context, req pool.StartRequest) error {
+	limit := w.s.opts.InitTimeout
+	if req.Phase == pool.PhaseInvoke {
+		limit = w.version.Config.Timeout - time.Since(w.begun)
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-w.api.Ready():
+		w.initDur = time.Since(w.started)
+		return nil
+	case <-w.api.InitErrored():
+		return w.initFailed(req, "error")
+	case <-w.inst.Exited():
+		return w.initFailed(req, "error")
+	case <-timer.C:
+		return w.initFailed(req, "timeout")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// initFailed logs a failed init phase and makes the outcome for the request that it ran for.
+func (w *Worker) initFailed(req pool.StartRequest, status string) error {
+	dur := time.Since(w.started)
+	posted := w.api.InitError()
+	select {
+	case <-w.inst.Exited():
+	default:
+		w.inst.Kill()
+	}
+	w.drain()
+	out, detail := w.initOutcome(req, status, posted)
+	w.emit(w.cur.Load(), "platform", logs.InitReport(dur, string(req.Phase), status, out.ErrorType))
+	if req.For != nil {
+		r := w.cur.Load()
+		r.status, r.errType, r.duration = status, out.ErrorType, min(time.Since(w.begun), w.version.Config.Timeout)
+		if posted == nil && status == "error" {
+			r.detail = exitText(w.inst.Exit())
+		}
+		w.tailFor(r)
+		w.emit(r, "platform", logs.Start(req.For.ID, fmt.Sprint(w.version.Number)))
+		w.finish(r)
+		if r.tail != nil {
+			out.LogTail = r.tail.Bytes()
+		}
+	}
+	return &pool.InitError{Outcome: out, Detail: detail}
+}
+
+// initOutcome words a failed init: the runtime's own JSON when it posted one.
+func (w *Worker) initOutcome(req pool.StartRequest, status string, posted *rapi.RuntimeError) (*invocation.Outcome, string) {
+	id := ""
+	if req.For != nil {
+		id = req.For.ID
+	}
+	switch {
+	case posted != nil:
+		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.ErrorType},
+			fmt.Sprintf("%s: %s", posted.ErrorType, posted.Body)
+	case status == "timeout":
+		return timedOut(id, w.version.Config.Timeout), fmt.Sprintf("the runtime did not ask for its first event within %s", time.Since(w.started).Round(time.Millisecond))
+	}
+	e := w.inst.Exit()
+	if e.ExecError != nil {
+		return exited(id, e), e.ExecError.Kind + ": " + e.ExecError.Msg
+	}
+	return exited(id, e), exitText(e)
+}
+
+// watch ends the worker when its process ends.
+func (w *Worker) watch() {
+	<-w.inst.Exited()
+	w.api.Fail(errExited)
+	w.die("failure")
+}
+
+var errExited = errors.New("the runtime exited")
+
+// ID implements pool.Worker.
+func (w *Worker) ID() string { return w.id }
+
+// Info implements pool.Worker.
+func (w *Worker) Info() pool.WorkerInfo {
+	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started}
+}
+
+// Invoke implements pool.Worker.
+func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
+	w.gate.Lock()
+	r := &run{req: req, start: time.Now(), first: w.count == 0}
+	if r.first {
+		w.firstEvent(r)
+	}
+	w.count++
+	w.tailFor(r)
+	w.cur.Store(r)
+	w.emit(r, "platform", logs.Start(req.ID, fmt.Sprint(w.version.Number)))
+	out := w.handOut(r)
+	r.duration = min(time.Since(r.start), w.version.Config.Timeout)
+	if r.tail != nil || r.status != "" {
+		w.finish(r)
+	}
+	if r.tail != nil {
+		out.LogTail = r.tail.Bytes()
+	}
+	w.gate.Unlock()
+	if r.status != "" {
+		w.die(map[string]string{"timeout": "timeout"}[r.status])
+	}
+	return out
+}
+
+// firstEvent lowers the CPU quota from that of the init phase, and starts the clock of an
+// invocation whose init ran inside it where it really started.
+func (w *Worker) firstEvent(r *run) {
+	if err := w.inst.SetCores(w.version.Config.Cores()); err != nil {
+		w.s.opts.Log.Error("the CPU limit could not be set", "instance", w.id, "error", err)
+	}
+	if w.suppressed {
+		r.start = w.begun
+	}
+}
+
+// tailFor keeps the log of an invocation whose client asked for it.
+func (w *Worker) tailFor(r *run) {
+	if r.req.Tail && r.tail == nil {
+		r.tail = &logs.Tail{}
+	}
+}
+
+// handOut gives the event to the runtime and waits for its answer, its end, or the timeout.
+func (w *Worker) handOut(r *run) *invocation.Outcome {
+	timeout := w.version.Config.Timeout
+	deadline := r.start.Add(timeout)
+	ctx, cancel := context.WithDeadlineCause(context.Background(), deadline, errTimeout)
+	defer cancel()
+	res, err := w.api.Invoke(ctx, &rapi.Invocation{
+		RequestID: r.req.ID, Deadline: deadline, FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
+		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
+	})
+	switch {
+	case errors.Is(err, errTimeout):
+		r.status, r.errType = "timeout", typeTimeout
+		return timedOut(r.req.ID, timeout)
+	case err != nil:
+		return w.crashed(r)
+	case res.TooLarge:
+		return tooLarge()
+	case res.InvalidResponseMode:
+		r.status, r.errType = "error", typeBadMode
+		return unhandled(typeBadMode, fmt.Sprintf("RequestId: %s Error: Invalid function response mode", r.req.ID))
+	}
+	out := &invocation.Outcome{Payload: res.Body, Free: res.Release}
+	if res.IsError {
+		out.FunctionError, out.ErrorType = "Unhandled", res.ErrorType
+	}
+	return out
+}
+
+var errTimeout = errors.New("function timeout")
+
+// crashed makes the outcome of an invocation whose process ended before it answered.
+func (w *Worker) crashed(r *run) *invocation.Outcome {
+	e := w.inst.Exit()
+	out := exited(r.req.ID, e)
+	r.status, r.errType, r.detail = "error", out.ErrorType, exitText(e)
+	return out
+}
+
+// onIdle is called when the runtime is back in next after an answer: the invocation phase is over.
+func (w *Worker) onIdle() {
+	w.gate.Lock() // the invoker may still be on its way out of handOut
+	r := w.cur.Load()
+	if r != nil {
+		w.finish(r)
+	}
+	w.gate.Unlock()
+	w.events.Idle()
+}
+
+// finish ends the log of an invocation, once: everything printed so far, then END and REPORT.
+func (w *Worker) finish(r *run) {
+	if !r.done.CompareAndSwap(false, true) {
+		w.cur.CompareAndSwap(r, nil)
+		return
+	}
+	w.drain()
+	id := r.req.ID
+	if r.detail != "" {
+		w.emit(r, "platform", fmt.Sprintf("RequestId: %s Error: %s", id, r.detail))
+		w.emit(r, "platform", r.errType)
+	}
+	w.emit(r, "platform", logs.End(id))
+	f := logs.ReportFields{
+		RequestID: id, Duration: r.duration, MemoryMB: w.version.Config.MemoryMB,
+		MaxMemoryMB: int((w.inst.PeakMemory() + 1<<20 - 1) >> 20), Status: r.status, ErrorType: r.errType,
+	}
+	if r.first && !w.suppressed {
+		f.Init = &w.initDur
+	}
+	w.emit(r, "platform", logs.Report(f))
+	if r.status == "" && r.tail == nil {
+		w.cur.CompareAndSwap(r, nil)
+	}
+}
+
+// drain stores everything that is in the pipes now.
+func (w *Worker) drain() {
+	for _, c := range w.out {
+		c.Drain()
+	}
+}
+
+// Close implements pool.Worker.
+func (w *Worker) Close(reason string) { w.die(reason) }
+
+// die takes the worker out of use and removes its instance in the background.
+func (w *Worker) die(reason string) {
+	w.dieOnce.Do(func() {
+		w.s.group.Go(func() {
+			w.events.Dying()
+			w.s.opts.Log.Debug("instance ends", "instance", w.id, "function", w.version.Key.String(), "reason", reason)
+			w.inst.Kill()
+			w.gate.Lock() // an invocation in progress sees the exit and ends first
+			w.gate.Unlock()
+			w.destroy()
+			w.events.Gone()
+		})
+	})
+}
+
+// destroyTimeout bounds the removal of one instance; reconciliation finishes what is left.
+const destroyTimeout = 30 * time.Second
+
+// destroy removes the instance and all that belongs to it, and waits for it.
+func (w *Worker) destroy() {
+	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
+	defer cancel()
+	w.inst.Kill()
+	w.closeAPI()
+	w.drain()
+	for _, c := range w.out {
+		c.Close()
+	}
+	if err := w.inst.Destroy(ctx); err != nil {
+		w.s.opts.Log.Error("instance was not removed whole; reconciliation goes on with it", "instance", w.id, "error", err)
+	}
+}
+
+// closeAPI ends the Runtime API and waits for it.
+func (w *Worker) closeAPI() {
+	if w.api != nil {
+		w.api.Close() //nolint:errcheck // the listener is gone either way
+	}
+}
