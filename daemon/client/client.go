@@ -86,6 +86,9 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Host returns the address for people: a socket path or a URL.
 func (c *Client) Host() string { return c.host.display }
 
+// Authority returns the Host header of requests: a placeholder over a Unix socket.
+func (c *Client) Authority() string { return c.host.base.Host }
+
 // Dial opens a raw connection to the daemon, for the upgrade that a BuildKit session makes on
 // api.PathSession. The caller closes it. Errors are *ConnectError.
 func (c *Client) Dial(ctx context.Context) (net.Conn, error) {

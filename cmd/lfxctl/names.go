@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lfx.dev/lfxd/daemon/api"
+	"lfx.dev/lfxd/daemon/client"
+	"lfx.dev/lfxd/daemon/function"
+)
+
+// scope is --project and --env.
+type scope struct{ project, env string }
+
+func addScopeFlags(cmd *cobra.Command, s *scope) {
+	cmd.Flags().StringVar(&s.project, "project", "", "the project (default: all)")
+	cmd.Flags().StringVar(&s.env, "env", "", "the environment of the project (default: all)")
+}
+
+func (s scope) environment() function.Environment {
+	return function.Environment{Project: s.project, Name: s.env}
+}
+
+// isARN says whether a NAME is an ARN or a partial one, which only the daemon can read.
+func isARN(name string) bool { return strings.Contains(name, ":") }
+
+// parseName reads name, project/name or project/environment/name, completed by the scope's flags.
+// Absent parts of the key stay empty: unlike project/name, whose environment is "default" as in
+// everything the daemon prints, a bare name may be any function that is called so.
+func parseName(name string, s scope) (function.Key, error) {
+	parts := strings.Split(name, "/")
+	if len(parts) > 3 || slices.Contains(parts, "") {
+		return function.Key{}, usagef("%q is no function name: use name, project/name, project/environment/name or an ARN", name)
+	}
+	key := function.Key{Function: parts[len(parts)-1], Environment: s.environment()}
+	if len(parts) == 1 {
+		return key, nil
+	}
+	if s.project != "" && s.project != parts[0] {
+		return function.Key{}, usagef("%q names project %s but --project says %s: leave one of them out", name, parts[0], s.project)
+	}
+	key.Project = parts[0]
+	if len(parts) == 3 {
+		if s.env != "" && s.env != parts[1] {
+			return function.Key{}, usagef("%q names environment %s but --env says %s: leave one of them out", name, parts[1], s.env)
+		}
+		key.Environment.Name = parts[1]
+	} else if s.env == "" {
+		key.Environment.Name = function.DefaultEnvironment
+	}
+	return key, nil
+}
+
+// resolve finds the one function that a NAME means. It asks the daemon for its functions; an
+// ambiguous name lists the candidates.
+func resolve(ctx context.Context, c *client.Client, name string, s scope) (*api.FunctionSummary, error) {
+	var key function.Key
+	if !isARN(name) {
+		var err error
+		if key, err = parseName(name, s); err != nil {
+			return nil, err
+		}
+	}
+	all, err := c.Functions(ctx, key.Environment)
+	if err != nil {
+		return nil, err
+	}
+	var found []api.FunctionSummary
+	for _, f := range all {
+		if matches(f, name, key) {
+			found = append(found, f)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return &found[0], nil
+	case 0:
+		return nil, unknownFunction(name, all)
+	}
+	return nil, ambiguous(name, found)
+}
+
+func matches(f api.FunctionSummary, name string, key function.Key) bool {
+	if isARN(name) {
+		return name == f.ARN || name == f.Account+":function:"+f.Function ||
+			strings.HasPrefix(f.ARN, "arn:") && strings.HasSuffix(f.ARN, ":"+name) && strings.Contains(name, f.Account)
+	}
+	return f.Function == key.Function &&
+		(key.Project == "" || f.Project == key.Project) &&
+		(key.Environment.Name == "" || f.Environment.Name == key.Environment.Name)
+}
+
+func unknownFunction(name string, all []api.FunctionSummary) error {
+	e := &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("there is no function %s: `lfxctl ls` lists them", name)}
+	if len(all) == 0 {
+		e.Message = fmt.Sprintf("there is no function %s, none is deployed: `lfxctl deploy` deploys a project", name)
+	}
+	return e
+}
+
+func ambiguous(name string, found []api.FunctionSummary) error {
+	e := &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is ambiguous: say which one", name)}
+	for _, f := range found {
+		e.Details = append(e.Details, f.Key.String())
+	}
+	slices.Sort(e.Details)
+	return e
+}
+
+// completeNames completes the first argument with the names that the daemon knows: bare ones where
+// they are unique. It waits one second at most and is silent about errors.
+func (a *app) completeNames(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	const directive = cobra.ShellCompDirectiveNoFileComp
+	c, err := a.client()
+	if err != nil || len(args) > 0 {
+		return nil, directive
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	all, err := c.Functions(ctx, function.Environment{})
+	if err != nil {
+		return nil, directive
+	}
+	return completions(all, prefix), directive
+}
+
+func completions(all []api.FunctionSummary, prefix string) []string {
+	times := map[string]int{}
+	for _, f := range all {
+		times[f.Function]++
+	}
+	var out []string
+	for _, f := range all {
+		name := f.Key.String()
+		if times[f.Function] == 1 && !strings.Contains(prefix, "/") {
+			name = f.Function
+		}
+		if strings.HasPrefix(name, prefix) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
