@@ -1,0 +1,82 @@
+package buildkit
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	bkerrdefs "github.com/moby/buildkit/solver/errdefs"
+)
+
+// BuildError is a build that failed because of what it was asked to build. Its class is failed
+// precondition.
+type BuildError struct {
+	// Function is the request's ID.
+	Function string
+	// File and Line say which instruction of which Dockerfile; Line is zero when that is unknown.
+	File string
+	Line int
+	// Step is the instruction, as in "RUN pip install -r requirements.txt".
+	Step string
+	// Reason is what went wrong, in one sentence.
+	Reason string
+	// Output are the last lines that the step printed.
+	Output []string
+
+	cause error
+}
+
+// Error returns one sentence and the lines that matter below it.
+func (e *BuildError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "build of %s failed", e.Function)
+	switch {
+	case e.Line > 0:
+		fmt.Fprintf(&b, " at %s:%d", e.File, e.Line)
+	case e.File != "":
+		fmt.Fprintf(&b, " in %s", e.File)
+	}
+	if e.Step != "" {
+		fmt.Fprintf(&b, " (%s)", e.Step)
+	}
+	fmt.Fprintf(&b, ": %s", e.Reason)
+	for _, l := range e.Output {
+		fmt.Fprintf(&b, "\n    %s", l)
+	}
+	return b.String()
+}
+
+// Unwrap returns the class and BuildKit's own error.
+func (e *BuildError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondition, e.cause} }
+
+var (
+	exitCode   = regexp.MustCompile(`did not complete successfully: (exit code: \d+|.*)$`)
+	stepPrefix = regexp.MustCompile(`^\[[^\]]*\] `)
+	noise      = regexp.MustCompile(`^(failed to solve: |failed to run Build function: |dockerfile parse error on line \d+: |rpc error: code = \S+ desc = |process ".*" )+`)
+)
+
+// newBuildError distils BuildKit's error: where, which command, and what it printed.
+func newBuildError(req Request, r *recorder, err error) *BuildError {
+	e := &BuildError{Function: req.ID, File: req.dockerfile(), cause: err}
+	step, reason, output := r.failure()
+	e.Step, e.Output = stepPrefix.ReplaceAllString(step, ""), output
+	if reason == "" {
+		reason = err.Error()
+	}
+	e.Reason = plainReason(reason)
+	for _, src := range bkerrdefs.Sources(err) {
+		if src.Info == nil || len(src.Ranges) == 0 || src.Ranges[0].Start == nil {
+			continue
+		}
+		e.File, e.Line = src.Info.Filename, int(src.Ranges[0].Start.Line)
+	}
+	return e
+}
+
+func plainReason(s string) string {
+	if m := exitCode.FindStringSubmatch(s); m != nil {
+		return "the command ended with " + strings.Replace(m[1], "code: ", "code ", 1)
+	}
+	return noise.ReplaceAllString(s, "")
+}
