@@ -290,6 +290,8 @@ func validatePath(errs *FieldErrors, field, root, p string) {
 		errs.add(field, "%s is absolute: write it relative to the %s folder", quote(p), root)
 	case p == ".." || strings.HasPrefix(path.Clean(p), "../") || path.Clean(p) == "..":
 		errs.add(field, "%s is outside the %s folder", quote(p), root)
+	case p != path.Clean(p):
+		errs.add(field, "%s has a shorter spelling: write %s", quote(p), path.Clean(p))
 	}
 }
 

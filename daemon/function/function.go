@@ -95,6 +95,8 @@ type Image struct {
 	// BaseName and BaseDigest say what the image was really built on.
 	BaseName   string `json:"base_name,omitempty"`
 	BaseDigest string `json:"base_digest,omitempty"`
+	// Context is the digest of the stored build context; empty for pulled images.
+	Context string `json:"context,omitempty"`
 }
 
 // Argv returns the effective entrypoint and command: each present member of the configuration
