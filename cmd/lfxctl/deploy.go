@@ -216,4 +216,3 @@ func (p *project) contexts() map[string]string {
 	}
 	return dirs
 }
-
