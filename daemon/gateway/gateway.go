@@ -63,6 +63,8 @@ type Resolver interface {
 type Options struct {
 	Resolver Resolver
 	Region   string
+	// Account returns an environment's account id; function.Account when nil.
+	Account func(function.Environment) string
 	// Overhead is what a request may take beside the function's timeout: queue, init and a margin.
 	Overhead time.Duration
 	Log      *slog.Logger
@@ -72,7 +74,12 @@ type Options struct {
 type Gateway struct{ opts Options }
 
 // New makes a gateway.
-func New(opts Options) *Gateway { return &Gateway{opts: opts} }
+func New(opts Options) *Gateway {
+	if opts.Account == nil {
+		opts.Account = function.Account
+	}
+	return &Gateway{opts: opts}
+}
 
 func init() { uuid.EnableRandPool() }
 
@@ -155,7 +162,7 @@ func (g *Gateway) accept(c *call, scope Scope) (invocation.Route, error) {
 		return route, err
 	}
 	v := route.Version()
-	c.req.FunctionARN = function.ARN(g.opts.Region, function.Account(v.Environment), v.Function, ref.Qualifier)
+	c.req.FunctionARN = function.ARN(g.opts.Region, g.opts.Account(v.Environment), v.Function, ref.Qualifier)
 	return route, nil
 }
 

@@ -16,7 +16,7 @@ import (
 type Worker interface {
 	ID() string
 	// Invoke runs one invocation to its outcome. It never returns before the answer is known or the
-	// timeout has passed. After it, the worker either calls Events.Idle once it can take another
+	// timeout has passed; nil means that the instance had ended before it got the event. After it, the worker either calls Events.Idle once it can take another
 	// invocation, or Events.Gone once it never will.
 	Invoke(req *invocation.Request) *invocation.Outcome
 	// Close ends the instance. It returns at once; Events.Gone follows when nothing is left of it.
@@ -148,11 +148,18 @@ func (p *Pool) Version() *function.Version { return p.version }
 
 // invoke waits for a worker and runs the request on it.
 func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
-	s, outcome, err := p.acquire(ctx, req)
-	if s == nil {
-		return outcome, err
+	for {
+		s, outcome, err := p.acquire(ctx, req)
+		if s == nil {
+			return outcome, err
+		}
+		if outcome = s.worker.Invoke(req); outcome != nil {
+			return outcome, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 	}
-	return s.worker.Invoke(req), nil
 }
 
 // acquire takes the hottest idle slot, or waits for one.

@@ -97,8 +97,9 @@ type Served struct {
 	http   *http.Server
 }
 
-// Serve serves l in the background until Close or Shutdown. fn is set for KindPort only.
-func (s *Server) Serve(l net.Listener, kind Kind, fn *function.Key) (*Served, error) {
+// Serve serves l in the background until Close or Shutdown. fn is set for
+// KindPort only and names the function that the port belongs to now.
+func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Served, error) {
 	hs := &http.Server{
 		Handler:           s.handler(kind, fn),
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -154,8 +155,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 }
 
 // handler decides for each request of a listener whether it may pass, and who answers it.
-func (s *Server) handler(kind Kind, fn *function.Key) http.Handler {
-	scope := gateway.Scope{Function: fn}
+func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
 	checked := kind == KindTCP || kind == KindPort
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if checked && !s.browserSafe(w, r) {
@@ -165,6 +165,10 @@ func (s *Server) handler(kind Kind, fn *function.Key) http.Handler {
 			if !grants[kind][AccessInvoke] {
 				refuseAccess(w)
 				return
+			}
+			var scope gateway.Scope
+			if fn != nil {
+				scope.Function = fn()
 			}
 			s.opts.Gateway.ServeInvoke(w, r, scope)
 			return

@@ -46,7 +46,7 @@ func tooLarge() *invocation.Outcome {
 // exited is the outcome of an invocation whose process ended.
 func exited(id string, e instance.Exit) *invocation.Outcome {
 	if e.ExecError != nil {
-		return unhandled(e.ExecError.Kind, fmt.Sprintf("RequestId: %s Error: %s", id, e.ExecError.Msg))
+		return unhandled(string(e.ExecError.Kind), fmt.Sprintf("RequestId: %s Error: %s", id, e.ExecError.Msg))
 	}
 	errorType := typeExit
 	if e.OOM {

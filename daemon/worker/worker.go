@@ -261,14 +261,14 @@ func (w *Worker) initOutcome(req pool.StartRequest, status string, posted *rapi.
 	}
 	switch {
 	case posted != nil:
-		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.ErrorType},
-			fmt.Sprintf("%s: %s", posted.ErrorType, posted.Body)
+		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.Type},
+			fmt.Sprintf("%s: %s", posted.Type, posted.Body)
 	case status == "timeout":
 		return timedOut(id, w.version.Config.Timeout), fmt.Sprintf("the runtime did not ask for its first event within %s", time.Since(w.started).Round(time.Millisecond))
 	}
 	e := w.inst.Exit()
 	if e.ExecError != nil {
-		return exited(id, e), e.ExecError.Kind + ": " + e.ExecError.Msg
+		return exited(id, e), e.ExecError.Error()
 	}
 	return exited(id, e), exitText(e)
 }
@@ -290,7 +290,8 @@ func (w *Worker) Info() pool.WorkerInfo {
 	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started}
 }
 
-// Invoke implements pool.Worker.
+// Invoke implements pool.Worker. It returns nil when the process ended before the event was handed
+// out: no handler code ran, so another instance may take it.
 func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	w.gate.Lock()
 	r := &run{req: req, start: time.Now(), first: w.count == 0}
@@ -302,6 +303,12 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	w.cur.Store(r)
 	w.emit(r, "platform", logs.Start(req.ID, fmt.Sprint(w.version.Number)))
 	out := w.handOut(r)
+	if out == nil {
+		w.cur.Store(nil)
+		w.gate.Unlock()
+		w.die("failure")
+		return nil
+	}
 	r.duration = min(time.Since(r.start), w.version.Config.Timeout)
 	if r.tail != nil || r.status != "" {
 		w.finish(r)
@@ -311,7 +318,7 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	}
 	w.gate.Unlock()
 	if r.status != "" {
-		w.die(map[string]string{"timeout": "timeout"}[r.status])
+		w.die(r.status)
 	}
 	return out
 }
@@ -345,9 +352,11 @@ func (w *Worker) handOut(r *run) *invocation.Outcome {
 		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
 	})
 	switch {
-	case errors.Is(err, errTimeout):
+	case errors.Is(err, errTimeout) && !errors.Is(err, rapi.ErrNotDelivered):
 		r.status, r.errType = "timeout", typeTimeout
 		return timedOut(r.req.ID, timeout)
+	case errors.Is(err, rapi.ErrNotDelivered):
+		return nil
 	case err != nil:
 		return w.crashed(r)
 	case res.TooLarge:

@@ -1,0 +1,514 @@
+// Package deploy is the use case of a deploy: mirror the sources, build or pull every function,
+// record versions and a release, warm what the release needs, and activate it. A failure before the
+// activation leaves the running release untouched and undoes what the deploy made.
+//
+// Order, and what a crash at each step leaves for Recover:
+//
+//	intent       BeginDeploy: the id, from which the temporary image names are made
+//	mirror       a folder per (environment, context, Dockerfile); kept, so that the next deploy is quick
+//	build, pull  images under temporary names
+//	record       versions and release, state recorded
+//	tag          v<N> with annotations for new versions, r<N> for all
+//	warm         instances of the candidate; they go with the process
+//	activate     one transaction, then the switch in memory
+//	forget       releases beyond the kept ones, and their images
+package deploy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/session"
+
+	"lfx.dev/lfxd/buildkit"
+	"lfx.dev/lfxd/daemon/api"
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/runtime/image"
+)
+
+// Builder builds images.
+type Builder interface {
+	Build(ctx context.Context, req buildkit.Request) (*buildkit.Result, error)
+}
+
+// Sessions finds the client that offers the sources.
+type Sessions interface {
+	Caller(ctx context.Context, id string) (session.Caller, error)
+}
+
+// Candidate is a release that was prepared and is not routed to yet.
+type Candidate interface {
+	// Warm starts the instances that the release must have, and blocks until they are ready.
+	Warm(ctx context.Context) error
+	// Activate routes new requests to the release; the one before it drains.
+	Activate()
+	// Abort drops it.
+	Abort()
+}
+
+// Releaser makes candidates. Prepare also claims the ports of the release, so that a port that is
+// taken is found before anything is switched.
+type Releaser interface {
+	Prepare(rel function.Release, versions map[string]*function.Version) (Candidate, error)
+	// Deactivate stops routing to an environment that has no functions any more.
+	Deactivate(env function.Environment)
+}
+
+// Options are the settings of a Deployer.
+type Options struct {
+	Store    *store.Store
+	Sessions Sessions
+	Builder  Builder
+	Images   *image.Store
+	Releases Releaser
+	// Dir holds the mirrors and the stored build contexts.
+	Dir string
+	// RegistryHost is the first part of every image name.
+	RegistryHost string
+	// BaseImages maps base image references to others; empty by default.
+	BaseImages map[string]string
+	// Keep is how many releases that are or were active stay.
+	Keep         int
+	MaxParallel  int
+	BuildTimeout time.Duration
+	WarmTimeout  time.Duration
+	LogLimit     int64
+	Limits       buildkit.Limits
+	Log          *slog.Logger
+}
+
+// Deployer runs deploys, one at a time per environment.
+type Deployer struct {
+	opts Options
+
+	mu   sync.Mutex
+	busy map[function.Environment]chan struct{}
+}
+
+// New makes a Deployer.
+func New(opts Options) *Deployer {
+	return &Deployer{opts: opts, busy: map[function.Environment]chan struct{}{}}
+}
+
+// job is one deploy in progress.
+type job struct {
+	*Deployer
+	id    string
+	req   api.DeployRequest
+	event func(api.DeployEvent)
+	parts []*part // in the order of the request
+}
+
+// part is one function of a deploy.
+type part struct {
+	spec       function.Spec
+	mirror     string // folder of the build context
+	dockerfile *buildkit.Dockerfile
+	temp       string // temporary image name
+	image      function.Image
+	bases      []buildkit.Base
+}
+
+// undoTimeout bounds the clean-up after a deploy; what it cannot do is Recover's.
+const undoTimeout = 30 * time.Second
+
+// Deploy runs one deploy. Cancelling ctx before the activation undoes it.
+func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (res *api.DeployResult, err error) {
+	if err := validate(req); err != nil {
+		return nil, err
+	}
+	release, err := d.claim(ctx, req.Environment, req.Wait, event)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	j := &job{Deployer: d, id: newID(), req: req, event: event}
+	for _, s := range req.Functions {
+		j.parts = append(j.parts, &part{spec: s, temp: j.tempName(s.Name)})
+	}
+	if err := d.opts.Store.BeginDeploy(ctx, j.intent()); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, j.cleanUp()) }()
+	return j.run(ctx)
+}
+
+// validate checks everything that can be checked without a build, and reports all of it.
+func validate(req api.DeployRequest) error {
+	errs := []error{function.ValidateProject(req.Project), function.ValidateEnvironment(req.Environment.Name)}
+	if fields := function.ValidateSpecs(req.Functions); len(fields) > 0 {
+		errs = append(errs, fields)
+	}
+	for _, s := range req.Functions {
+		if s.Build != nil && req.SessionID == "" {
+			errs = append(errs, fmt.Errorf("function %s is built from source, but the request offers no session", s.Name))
+		}
+	}
+	return invalid(errs)
+}
+
+// invalid joins problems into one error of the API; nil when there are none.
+func invalid(errs []error) error {
+	var details []string
+	for _, err := range errs {
+		if err == nil {
+			continue
+		}
+		var fields function.FieldErrors
+		if errors.As(err, &fields) {
+			for _, f := range fields {
+				details = append(details, f.Error())
+			}
+			continue
+		}
+		details = append(details, err.Error())
+	}
+	switch len(details) {
+	case 0:
+		return nil
+	case 1:
+		return &api.Error{Code: api.CodeInvalid, Message: details[0]}
+	}
+	return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%d things are wrong with this deploy; nothing was changed", len(details)), Details: details}
+}
+
+// claim makes sure that one deploy of an environment runs at a time.
+func (d *Deployer) claim(ctx context.Context, env function.Environment, wait bool, event func(api.DeployEvent)) (release func(), err error) {
+	for {
+		d.mu.Lock()
+		other := d.busy[env]
+		if other == nil {
+			done := make(chan struct{})
+			d.busy[env] = done
+			d.mu.Unlock()
+			return func() {
+				d.mu.Lock()
+				delete(d.busy, env)
+				d.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		d.mu.Unlock()
+		if !wait {
+			return nil, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("another deploy of %s is running: wait for it, or use --wait", env)}
+		}
+		event(api.DeployEvent{Step: "waiting for another deploy of " + env.String()})
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func newID() string {
+	var b [6]byte
+	rand.Read(b[:]) //nolint:errcheck // never fails
+	return "d" + hex.EncodeToString(b[:])
+}
+
+func (j *job) step(format string, args ...any) {
+	j.event(api.DeployEvent{Step: fmt.Sprintf(format, args...)})
+}
+
+func (j *job) key(name string) function.Key {
+	return function.Key{Environment: j.req.Environment, Function: name}
+}
+
+// tempName is the image name of a function until its version has a number.
+func (j *job) tempName(name string) string {
+	return function.ImageRepository(j.opts.RegistryHost, j.key(name)) + ":" + j.id
+}
+
+// intent is what must be known after a crash.
+func (j *job) intent() store.Deploy {
+	in := store.Deploy{ID: j.id, Environment: j.req.Environment, Started: time.Now()}
+	for _, p := range j.parts {
+		in.Images = append(in.Images, p.temp)
+	}
+	return in
+}
+
+// cleanUp removes the temporary names and closes the intent.
+func (j *job) cleanUp() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	for _, p := range j.parts {
+		if err := j.opts.Images.Remove(ctx, p.temp); err != nil {
+			j.opts.Log.Warn("temporary image was not removed; the next start does it", "image", p.temp, "error", err)
+			return nil // the intent stays for Recover
+		}
+	}
+	return j.opts.Store.EndDeploy(ctx, j.id)
+}
+
+// run does the deploy between its intent and its clean-up.
+func (j *job) run(ctx context.Context) (*api.DeployResult, error) {
+	if err := j.receive(ctx); err != nil {
+		return nil, err
+	}
+	if err := j.check(); err != nil {
+		return nil, err
+	}
+	if err := j.images(ctx); err != nil {
+		return nil, err
+	}
+	wanted := j.wanted()
+	preview, err := j.opts.Store.View().NextRelease(wanted)
+	if err != nil {
+		return nil, err
+	}
+	active := j.opts.Store.View().ActiveRelease(j.req.Environment)
+	if active != nil && active.SameRouting(&preview.Release) {
+		res := j.result(*active, j.versionsOf(*active), active)
+		res.Unchanged = true
+		return res, nil
+	}
+	if j.req.Plan {
+		return j.result(preview.Release, j.byName(preview), active), nil
+	}
+	return j.release(ctx, wanted, active)
+}
+
+// wanted is the release that the deploy asks for.
+func (j *job) wanted() store.NewRelease {
+	n := store.NewRelease{Environment: j.req.Environment, Source: j.req.Source, Ports: map[string]int{}}
+	for _, p := range j.parts {
+		n.Functions = append(n.Functions, store.NewFunction{
+			Name: p.spec.Name, Image: p.image, Config: p.spec.Config, Identity: function.Identity(p.image, p.spec.Config),
+		})
+		if p.spec.Default {
+			n.Default = p.spec.Name
+		}
+		if p.spec.Port != 0 {
+			n.Ports[p.spec.Name] = p.spec.Port
+		}
+	}
+	return n
+}
+
+// byName indexes recorded versions.
+func (j *job) byName(r store.Recorded) map[string]*function.Version {
+	out := make(map[string]*function.Version, len(r.Versions))
+	for _, v := range r.Versions {
+		out[v.Function] = v
+	}
+	return out
+}
+
+// versionsOf looks up the versions of a release.
+func (d *Deployer) versionsOf(rel function.Release) map[string]*function.Version {
+	view := d.opts.Store.View()
+	out := make(map[string]*function.Version, len(rel.Versions))
+	for name, n := range rel.Versions {
+		if v := view.Version(function.Key{Environment: rel.Environment, Function: name}, n); v != nil {
+			out[name] = v
+		}
+	}
+	return out
+}
+
+// release records, tags, warms and activates.
+func (j *job) release(ctx context.Context, wanted store.NewRelease, active *function.Release) (*api.DeployResult, error) {
+	rec, err := j.opts.Store.RecordRelease(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	rel := rec.Release
+	if err := j.publish(ctx, &rec); err != nil {
+		return nil, j.fail(rel, err)
+	}
+	versions := j.versionsOf(rel)
+	if err := j.switchTo(ctx, rel, versions); err != nil {
+		return nil, j.fail(rel, err)
+	}
+	rel.State = function.ReleaseActive
+	j.forget(rel.Environment)
+	return j.result(rel, versions, active), nil
+}
+
+// switchTo warms a recorded release and activates it.
+func (d *Deployer) switchTo(ctx context.Context, rel function.Release, versions map[string]*function.Version) error {
+	cand, err := d.opts.Releases.Prepare(rel, versions)
+	if err != nil {
+		return err
+	}
+	warm, cancel := context.WithTimeoutCause(ctx, d.opts.WarmTimeout, fmt.Errorf("the instances were not ready within %s", d.opts.WarmTimeout))
+	defer cancel()
+	if err := cand.Warm(warm); err != nil {
+		cand.Abort()
+		return err
+	}
+	if err := d.opts.Store.Activate(context.WithoutCancel(ctx), rel.Environment, rel.Number); err != nil {
+		cand.Abort()
+		return err
+	}
+	cand.Activate()
+	d.opts.Log.Info("release activated", "environment", rel.Environment.String(), "release", rel.Number)
+	return nil
+}
+
+// fail undoes a recorded release and returns the error with what could not be undone.
+func (j *job) fail(rel function.Release, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	return errors.Join(cause, j.failRelease(ctx, rel))
+}
+
+// failRelease marks a release as failed and removes the images that only it had.
+func (d *Deployer) failRelease(ctx context.Context, rel function.Release) error {
+	dropped, err := d.opts.Store.FailRelease(ctx, rel.Environment, rel.Number)
+	if err != nil {
+		return err
+	}
+	dropped.Releases = append(dropped.Releases, &rel)
+	d.removeImages(ctx, dropped)
+	return nil
+}
+
+// forget drops releases beyond the kept ones. Failures are left to the next deploy.
+func (d *Deployer) forget(env function.Environment) {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	dropped, err := d.opts.Store.ForgetReleases(ctx, env, d.opts.Keep)
+	if err != nil {
+		d.opts.Log.Warn("old releases were not forgotten", "environment", env.String(), "error", err)
+		return
+	}
+	d.removeImages(ctx, dropped)
+	d.sweepContexts()
+}
+
+// removeImages removes the names of what was forgotten.
+func (d *Deployer) removeImages(ctx context.Context, dropped store.Dropped) {
+	var names []string
+	for _, v := range dropped.Versions {
+		names = append(names, versionName(d.opts.RegistryHost, v))
+	}
+	for _, r := range dropped.Releases {
+		for name := range r.Versions {
+			names = append(names, releaseName(d.opts.RegistryHost, r, name))
+		}
+	}
+	for _, n := range names {
+		if err := d.opts.Images.Remove(ctx, n); err != nil && !errdefs.IsNotFound(err) {
+			d.opts.Log.Warn("image was not removed", "image", n, "error", err)
+		}
+	}
+}
+
+func versionName(host string, v *function.Version) string {
+	return function.ImageRepository(host, v.Key) + ":" + function.VersionTag(v.Environment.Name, v.Number)
+}
+
+func releaseName(host string, r *function.Release, name string) string {
+	key := function.Key{Environment: r.Environment, Function: name}
+	return function.ImageRepository(host, key) + ":" + function.ReleaseTag(r.Environment.Name, r.Number)
+}
+
+// result says what the release changes against the one that was active before.
+func (j *job) result(rel function.Release, versions map[string]*function.Version, before *function.Release) *api.DeployResult {
+	res := &api.DeployResult{Release: rel, Plan: j.req.Plan}
+	for _, p := range j.parts {
+		f := api.DeployFunction{Name: p.spec.Name, Version: rel.Versions[p.spec.Name], Change: "created", Port: p.spec.Port}
+		if before != nil {
+			switch old, ok := before.Versions[p.spec.Name]; {
+			case ok && old == f.Version:
+				f.Change = "unchanged"
+			case ok:
+				f.Change = "updated"
+			}
+		}
+		if v := versions[p.spec.Name]; v != nil {
+			f.Digest, f.Base = v.Image.Digest, v.Image.BaseName
+		}
+		res.Functions = append(res.Functions, f)
+	}
+	if before != nil {
+		for name, n := range before.Versions {
+			if _, ok := rel.Versions[name]; !ok {
+				res.Functions = append(res.Functions, api.DeployFunction{Name: name, Version: n, Change: "removed"})
+			}
+		}
+	}
+	return res
+}
+
+// Remove takes one function out of an environment: it makes and activates a release without it.
+func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveResult, error) {
+	release, err := d.claim(ctx, key.Environment, false, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	active := d.opts.Store.View().ActiveRelease(key.Environment)
+	if active == nil {
+		return nil, fmt.Errorf("%s has no active release: %w", key.Environment, errdefs.ErrNotFound)
+	}
+	if len(active.Versions) == 1 {
+		return d.removeLast(ctx, key)
+	}
+	n := store.NewRelease{Environment: key.Environment, KeepOthers: true, Remove: []string{key.Function}, Source: active.Source}
+	rec, err := d.opts.Store.RecordRelease(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	versions := d.versionsOf(rec.Release)
+	if err := errors.Join(d.tagRelease(ctx, &rec.Release, versions), ctx.Err()); err != nil {
+		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
+	}
+	if err := d.switchTo(ctx, rec.Release, versions); err != nil {
+		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
+	}
+	d.forget(key.Environment)
+	return &api.RemoveResult{Key: key, Release: rec.Release.Number}, nil
+}
+
+// removeLast empties an environment.
+func (d *Deployer) removeLast(ctx context.Context, key function.Key) (*api.RemoveResult, error) {
+	dropped, err := d.opts.Store.RemoveEnvironment(ctx, key.Environment)
+	if err != nil {
+		return nil, err
+	}
+	d.opts.Releases.Deactivate(key.Environment)
+	d.removeImages(context.WithoutCancel(ctx), dropped)
+	d.removeMirrors(key.Environment)
+	d.sweepContexts()
+	return &api.RemoveResult{Key: key}, nil
+}
+
+// Recover undoes what deploys left behind that ended with the process, and brings every image name in
+// line with the record. Call it before any deploy.
+func (d *Deployer) Recover(ctx context.Context) error {
+	view := d.opts.Store.View()
+	var errs []error
+	for _, in := range view.Deploys() {
+		for _, name := range in.Images {
+			if err := d.opts.Images.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+		for _, r := range view.Releases(in.Environment) {
+			if r.State == function.ReleaseRecorded {
+				errs = append(errs, d.failRelease(ctx, *r))
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return fmt.Errorf("undo deploy %s: %w", in.ID, err)
+		}
+		if err := d.opts.Store.EndDeploy(ctx, in.ID); err != nil {
+			return err
+		}
+		d.opts.Log.Info("an interrupted deploy was undone", "environment", in.Environment.String(), "deploy", in.ID)
+	}
+	d.sweepContexts()
+	return nil
+}

@@ -1,0 +1,80 @@
+package daemon
+
+import (
+	"context"
+	"sync"
+
+	"lfx.dev/lfxd/daemon/deploy"
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/pool"
+)
+
+// releaser joins the pools and the ports for deploys: a candidate has both.
+type releaser struct {
+	pools *pool.Manager
+	ports *ports
+
+	mu     sync.Mutex
+	active map[function.Environment]function.Release // whose ports are claimed
+}
+
+var _ deploy.Releaser = (*releaser)(nil)
+
+func newReleaser(pools *pool.Manager, ports *ports) *releaser {
+	return &releaser{pools: pools, ports: ports, active: map[function.Environment]function.Release{}}
+}
+
+// Prepare implements deploy.Releaser.
+func (r *releaser) Prepare(rel function.Release, versions map[string]*function.Version) (deploy.Candidate, error) {
+	if err := r.ports.claim(rel); err != nil {
+		return nil, err
+	}
+	live, err := r.pools.Prepare(rel, versions)
+	if err != nil {
+		r.ports.unclaim(rel)
+		return nil, err
+	}
+	return &candidate{releaser: r, record: rel, live: live}, nil
+}
+
+// Deactivate implements deploy.Releaser.
+func (r *releaser) Deactivate(env function.Environment) {
+	r.pools.Deactivate(env)
+	r.mu.Lock()
+	old, ok := r.active[env]
+	delete(r.active, env)
+	r.mu.Unlock()
+	if ok {
+		r.ports.unclaim(old)
+	}
+}
+
+// candidate is a prepared release.
+type candidate struct {
+	releaser *releaser
+	record   function.Release
+	live     *pool.Release
+}
+
+// Warm implements deploy.Candidate.
+func (c *candidate) Warm(ctx context.Context) error { return c.live.Warm(ctx) }
+
+// Activate implements deploy.Candidate.
+func (c *candidate) Activate() {
+	c.live.Activate()
+	c.releaser.ports.assign(c.record)
+	r := c.releaser
+	r.mu.Lock()
+	old, ok := r.active[c.record.Environment]
+	r.active[c.record.Environment] = c.record
+	r.mu.Unlock()
+	if ok {
+		r.ports.unclaim(old)
+	}
+}
+
+// Abort implements deploy.Candidate.
+func (c *candidate) Abort() {
+	c.live.Abort()
+	c.releaser.ports.unclaim(c.record)
+}

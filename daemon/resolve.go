@@ -1,0 +1,211 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/gateway"
+	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/store"
+)
+
+// anyFunction is the name that the emulator's clients use: with no function of that name it means
+// the environment's default function.
+const anyFunction = "function"
+
+// hostSuffix ends host names that name an environment: staging.shop.localhost, shop.localhost.
+const hostSuffix = ".localhost"
+
+// resolver finds the function that a request names, and binds the request to a release.
+type resolver struct {
+	store  *store.Store
+	pools  *pool.Manager
+	region string
+}
+
+var _ gateway.Resolver = (*resolver)(nil)
+
+// Resolve implements gateway.Resolver. It takes no lock and touches no disk.
+func (r *resolver) Resolve(_ context.Context, t gateway.Target) (invocation.Route, error) {
+	if err := t.Ref.CheckRegion(r.region); err != nil {
+		return nil, err
+	}
+	view := r.store.View()
+	key, err := r.key(view, t)
+	if err != nil {
+		return nil, err
+	}
+	b, err := r.bind(view, key, t)
+	if err != nil {
+		return nil, r.notFound(view, key, t.Ref)
+	}
+	return b, nil
+}
+
+// key decides which function is meant.
+func (r *resolver) key(view *store.Snapshot, t gateway.Target) (function.Key, error) {
+	if t.Function != nil { // a port of its own: "function" is what the emulator's clients say
+		if t.Ref.Name == anyFunction || t.Ref.Name == t.Function.Function {
+			return *t.Function, nil
+		}
+		return function.Key{}, r.notFound(view, function.Key{Environment: t.Function.Environment, Function: t.Ref.Name}, t.Ref)
+	}
+	env, err := r.environment(view, t)
+	if err != nil {
+		return function.Key{}, err
+	}
+	if env != nil {
+		return r.inEnvironment(view, *env, t.Ref), nil
+	}
+	return r.bare(view, t.Ref)
+}
+
+// environment says which environment the request names; nil when it names none.
+func (r *resolver) environment(view *store.Snapshot, t gateway.Target) (*function.Environment, error) {
+	if t.Ref.Account != "" {
+		e := view.ByAccount(t.Ref.Account)
+		if e == nil || (t.Environment != nil && *t.Environment != e.Environment) {
+			return nil, gateway.NewError("AccessDeniedException", fmt.Sprintf(
+				"account %s is no environment that can be called from here: lfxctl ls shows the accounts", t.Ref.Account))
+		}
+		return &e.Environment, nil
+	}
+	if t.Environment != nil {
+		return t.Environment, nil
+	}
+	return hostEnvironment(view, t.Host)
+}
+
+// hostEnvironment reads "staging.shop.localhost" as environment staging of project shop.
+func hostEnvironment(view *store.Snapshot, host string) (*function.Environment, error) {
+	name, ok := strings.CutSuffix(host, hostSuffix)
+	if !ok || name == "" {
+		return nil, nil //nolint:nilnil // no environment was named, which is no error
+	}
+	env := function.Environment{Project: name, Name: function.DefaultEnvironment}
+	if e, p, two := strings.Cut(name, "."); two {
+		env = function.Environment{Project: p, Name: e}
+	}
+	if view.Environment(env.Project, env.Name) == nil {
+		return nil, gateway.NewError("ResourceNotFoundException", fmt.Sprintf("Environment not found: host name %s names %s, which is not deployed", host, env))
+	}
+	return &env, nil
+}
+
+// inEnvironment applies the rule of the default function.
+func (r *resolver) inEnvironment(view *store.Snapshot, env function.Environment, ref function.Ref) function.Key {
+	name := ref.Name
+	if name == anyFunction {
+		rel := view.ActiveRelease(env)
+		if rel != nil && rel.Versions[name] == 0 && rel.Default != "" {
+			name = rel.Default
+		}
+	}
+	return function.Key{Environment: env, Function: name}
+}
+
+// bare finds a name that is unique on the host.
+func (r *resolver) bare(view *store.Snapshot, ref function.Ref) (function.Key, error) {
+	found := view.ByName(ref.Name)
+	if len(found) == 0 && ref.Name == anyFunction {
+		found = defaults(view)
+	}
+	switch len(found) {
+	case 0:
+		return function.Key{}, r.notFound(view, function.Key{Function: ref.Name}, ref)
+	case 1:
+		return found[0], nil
+	}
+	var names []string
+	for _, k := range found {
+		arn := function.ARN(r.region, accountOf(view, k.Environment), k.Function, "")
+		names = append(names, fmt.Sprintf("%s (%s)", k, arn))
+	}
+	return function.Key{}, gateway.NewError("InvalidParameterValueException", fmt.Sprintf(
+		"The name %s is not unique on this host; use the ARN of one of: %s", ref.Name, strings.Join(names, ", ")))
+}
+
+// defaults lists the default functions of all environments.
+func defaults(view *store.Snapshot) []function.Key {
+	var out []function.Key
+	for _, e := range view.Environments() {
+		if name := view.Default(e.Environment); name != "" {
+			out = append(out, function.Key{Environment: e.Environment, Function: name})
+		}
+	}
+	return out
+}
+
+func accountOf(view *store.Snapshot, env function.Environment) string {
+	if e := view.Environment(env.Project, env.Name); e != nil {
+		return e.Account
+	}
+	return function.Account(env)
+}
+
+func (r *resolver) notFound(view *store.Snapshot, key function.Key, ref function.Ref) error {
+	account := ref.Account
+	if account == "" {
+		account = accountOf(view, key.Environment)
+	}
+	qualifier := ref.Qualifier
+	if qualifier == "" {
+		qualifier = function.Latest
+	}
+	return function.NotFound(r.region, account, ref.Name, qualifier)
+}
+
+// bind binds the request to its caller's release, to the one it asked for, or to the active one.
+func (r *resolver) bind(view *store.Snapshot, key function.Key, t gateway.Target) (*pool.Bound, error) {
+	if t.Ref.Kind == function.QualifierRelease {
+		return r.bindRelease(view, key, t.Ref.Number)
+	}
+	b, err := r.bindCurrent(key, t.Caller)
+	if err != nil {
+		return nil, err
+	}
+	switch t.Ref.Kind {
+	case function.QualifierNone, function.QualifierLatest:
+		return b, nil
+	case function.QualifierVersion:
+		if v := view.Version(key, t.Ref.Number); v != nil {
+			b.At(v)
+			return b, nil
+		}
+	}
+	b.Close() // there are no aliases yet
+	return nil, pool.ErrNoFunction
+}
+
+func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*pool.Bound, error) {
+	if rel, ok := caller.(*pool.Release); ok && rel != nil {
+		return rel.Bind(key.Function)
+	}
+	return r.pools.Bind(key.Environment, key.Function)
+}
+
+// bindRelease binds to a release by number: the active one, or one that is kept.
+func (r *resolver) bindRelease(view *store.Snapshot, key function.Key, number int) (*pool.Bound, error) {
+	rel := view.Release(key.Environment, number)
+	if rel == nil || rel.State == function.ReleaseFailed {
+		return nil, pool.ErrNoRelease
+	}
+	if rel.State == function.ReleaseActive {
+		return r.pools.Bind(key.Environment, key.Function)
+	}
+	return r.pools.BindKept(*rel, versionsOf(view, rel), key.Function)
+}
+
+// versionsOf looks up the versions of a release.
+func versionsOf(view *store.Snapshot, rel *function.Release) map[string]*function.Version {
+	out := make(map[string]*function.Version, len(rel.Versions))
+	for name, n := range rel.Versions {
+		if v := view.Version(function.Key{Environment: rel.Environment, Function: name}, n); v != nil {
+			out[name] = v
+		}
+	}
+	return out
+}
