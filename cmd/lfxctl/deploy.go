@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/client"
 	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/manifest"
 )
 
 // deployFlags are the flags of `lfxctl deploy`.
@@ -66,7 +66,7 @@ func (a *app) deploy(ctx context.Context, c *client.Client, dir string, flags *d
 	if err != nil {
 		return err
 	}
-	for _, w := range project.warnings {
+	for _, w := range project.Warnings {
 		fmt.Fprintf(a.stderr, "warning: %s\n", w)
 	}
 	sessionID, closeSession, err := offer(ctx, c, project)
@@ -75,9 +75,9 @@ func (a *app) deploy(ctx context.Context, c *client.Client, dir string, flags *d
 	}
 	defer closeSession()
 	result, err := a.runDeploy(ctx, c, api.DeployRequest{
-		Environment: project.environment,
-		Functions:   project.functions,
-		Source:      function.Source{Dir: project.dir, Revision: revision(ctx, project.dir)},
+		Environment: project.Environment,
+		Functions:   project.Specs,
+		Source:      function.Source{Dir: project.Dir, Revision: revision(ctx, project.Dir)},
 		SessionID:   sessionID,
 		Plan:        flags.plan,
 		NoCache:     flags.noCache,
@@ -96,8 +96,8 @@ func (a *app) deploy(ctx context.Context, c *client.Client, dir string, flags *d
 // offer serves the build contexts of the project on a BuildKit session. The session outlives ctx,
 // so that a cancelled deploy can end in order; closing it ends it. A project without build contexts
 // needs no session.
-func offer(ctx context.Context, c *client.Client, p *project) (id string, closeSession func(), err error) {
-	dirs := p.contexts()
+func offer(ctx context.Context, c *client.Client, p *manifest.Project) (id string, closeSession func(), err error) {
+	dirs := contexts(p.Dir, p.Specs)
 	if len(dirs) == 0 {
 		return "", func() {}, nil
 	}
@@ -196,23 +196,4 @@ func endpointOf(f api.DeployFunction, endpoints []string) string {
 		}
 	}
 	return byName
-}
-
-// project is a manifest, ready to deploy.
-type project struct {
-	environment function.Environment
-	dir         string // absolute
-	functions   []function.Spec
-	warnings    []string
-}
-
-// contexts returns the distinct build contexts: the name that the session offers → the directory.
-func (p *project) contexts() map[string]string {
-	dirs := map[string]string{}
-	for _, f := range p.functions {
-		if f.Build != nil {
-			dirs[api.SourceDirName(f.Build.Context)] = filepath.Join(p.dir, filepath.FromSlash(f.Build.Context))
-		}
-	}
-	return dirs
 }

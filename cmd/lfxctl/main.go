@@ -17,6 +17,6 @@ func main() {
 		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
-		getenv: os.Getenv,
+		lookup: os.LookupEnv,
 	}, os.Args[1:]))
 }

@@ -28,7 +28,7 @@ const (
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	getenv         func(string) string
+	lookup         func(string) (string, bool) // os.LookupEnv
 
 	host string // --host
 }
@@ -180,6 +180,12 @@ func (a *app) withClient(body func(cmd *cobra.Command, c *client.Client, args []
 func isTerminal(stream any) bool {
 	file, ok := stream.(*os.File)
 	return ok && (isatty.IsTerminal(file.Fd()) || isatty.IsCygwinTerminal(file.Fd()))
+}
+
+// getenv is os.Getenv.
+func (a *app) getenv(name string) string {
+	value, _ := a.lookup(name)
+	return value
 }
 
 // now is the clock of relative times.
