@@ -362,3 +362,14 @@ func waitState(want func() (bool, error)) error {
 		time.Sleep(wait)
 	}
 }
+
+// SwapLimit reports whether the kernel can limit swap.
+func (r *Root) SwapLimit() bool {
+	if r.use == 1 {
+		_, err := os.Stat(filepath.Join(r.v1["memory"], "memory.memsw.limit_in_bytes"))
+		return err == nil
+	}
+	// The root cgroup has no memory.swap.max; any other one has.
+	matches, _ := filepath.Glob(filepath.Join(r.v2, "*", "memory.swap.max"))
+	return len(matches) > 0
+}

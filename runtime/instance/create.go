@@ -1,0 +1,201 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+
+	"lfx.dev/lfxd/runtime/cgroup"
+)
+
+// Create makes and starts an instance, in the order of the package comment. When it returns, the start of the runtime is under way;
+// whether that succeeds is told by Exited and Exit. An error leaves nothing behind, or a record that Reconcile
+// finishes. Classes: ErrInvalidArgument for a bad spec, ErrAlreadyExists for an ID in use, ErrNotFound for an
+// image that is missing or not unpacked.
+func (m *Manager) Create(ctx context.Context, s Spec) (_ *Instance, err error) {
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	i, err := m.reserve(s.ID)
+	if err != nil {
+		return nil, err
+	}
+	i.spec = s
+	defer func() {
+		if err != nil {
+			i.undo(err)
+		}
+	}()
+	if err := i.create(m.engine.ctx(ctx)); err != nil {
+		return nil, fmt.Errorf("create instance %s: %w", s.ID, err)
+	}
+	if err := i.start(m.engine.ctx(ctx)); err != nil {
+		return nil, fmt.Errorf("start instance %s: %w", s.ID, err)
+	}
+	return i, nil
+}
+
+// create makes everything up to the parked init.
+func (i *Instance) create(ctx context.Context) (err error) {
+	timer := stopwatch(time.Now())
+	if err := i.record(); err != nil {
+		return err
+	}
+	dir := i.m.dir(i.id)
+	if err := makeFiles(dir, i.rec.UID); err != nil {
+		return err
+	}
+	rootfs, err := i.m.engine.prepare(ctx, i.spec, i.rec.UID)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	timer.lap(&i.phases.Snapshot)
+	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupParent: i.m.o.CgroupParent}, i.m.host)
+	if err := i.m.engine.createContainer(ctx, i.spec, oci); err != nil {
+		return fmt.Errorf("container: %w", err)
+	}
+	timer.lap(&i.phases.Container)
+	if i.pipes, err = openPipes(dir); err != nil {
+		return err
+	}
+	if i.pid, err = i.m.engine.createTask(ctx, i.id, rootfs); err != nil {
+		return fmt.Errorf("task: %w", err)
+	}
+	if err := i.hold(); err != nil {
+		return err
+	}
+	timer.lap(&i.phases.Create)
+	if err := i.connect(ctx); err != nil {
+		return err
+	}
+	timer.lap(&i.phases.Network)
+	if err := i.check(); err != nil {
+		return err
+	}
+	timer.lap(&i.phases.Check)
+	return i.move(Created)
+}
+
+// start lets the parked init run.
+func (i *Instance) start(ctx context.Context) error {
+	timer := stopwatch(time.Now())
+	if err := i.m.engine.startTask(ctx, i.id); err != nil {
+		return err
+	}
+	timer.lap(&i.phases.Start)
+	// The runtime may have ended already.
+	if err := i.move(Started); err != nil && i.State() != Exited {
+		return err
+	}
+	return nil
+}
+
+// record writes down what will exist, before any of it does.
+func (i *Instance) record() error {
+	uid, err := i.m.uids.take(i.id)
+	if err != nil {
+		return err
+	}
+	i.rec = record{ID: i.id, UID: uid, Image: i.spec.Image, Network: i.m.o.Network != nil, Created: time.Now().UTC()}
+	dir := i.m.dir(i.id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		i.m.uids.release(uid, i.id)
+		if errors.Is(err, os.ErrExist) {
+			// A leftover of the same ID is somebody else's: nothing of it may be undone by us.
+			i.rec = record{}
+			return fmt.Errorf("%s: %w", dir, errdefs.ErrAlreadyExists)
+		}
+		return err
+	}
+	return i.rec.write(dir)
+}
+
+// hold takes descriptors of the parked init and of its network namespace, so that both can be reached until
+// Destroy even if the process dies, and starts watching it.
+func (i *Instance) hold() error {
+	fd, err := unix.PidfdOpen(i.pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("pidfd of process %d: %w", i.pid, err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	// The pid may have been reused between the answer and now: the descriptor must be of a process in our cgroup.
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", i.pid))
+	if err == nil && !cgroup.InGroup(string(groups), i.m.o.CgroupParent, i.id) {
+		err = fmt.Errorf("process %d is not in the cgroup of the instance: %w", i.pid, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return errors.Join(err, pidfd.Close())
+	}
+	i.pidfd = pidfd
+	i.oom, err = i.group.Watch(cgroup.WatchOptions{MemoryLimit: uint64(i.spec.MemoryMB) * mib, Tmpfs: i.tmpBytes})
+	if err != nil {
+		return fmt.Errorf("watch memory: %w", err)
+	}
+	i.watching = true
+	i.watch()
+	i.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", i.pid))
+	return err
+}
+
+// connect makes the instance reachable: loopback, listener, network, name files.
+func (i *Instance) connect(ctx context.Context) error {
+	if err := i.listen(); err != nil {
+		return fmt.Errorf("runtime API listener: %w", err)
+	}
+	if n := i.m.o.Network; n != nil {
+		addr, err := n.Attach(ctx, i.id, fdPath(i.netns))
+		if err != nil {
+			return fmt.Errorf("attach network: %w", err)
+		}
+		i.addr = addr
+	}
+	return i.m.writeNames(i.id, i.addr)
+}
+
+func (i *Instance) listen() error {
+	if i.spec.Listen == nil {
+		return inNetns(i.netns, loopbackUp)
+	}
+	l, err := listenInside(i.netns)
+	if err != nil {
+		return err
+	}
+	i.listener = l
+	return i.spec.Listen(l)
+}
+
+// undo removes what a failed Create has made. What it cannot remove stays recorded.
+func (i *Instance) undo(cause error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), undoTimeout, errors.New("undo of a failed start took too long"))
+	defer cancel()
+	if i.rec.ID == "" {
+		_ = i.release()
+		i.m.forget(i.id)
+		return
+	}
+	err := i.stop(ctx)
+	if err == nil {
+		err = i.m.sweep(ctx, i.rec, i.nsPath())
+	}
+	if err != nil {
+		i.m.log.Warn("what is left of a failed start is removed later", "instance", i.id, "error", err, "cause", cause)
+	}
+	_ = i.release()
+	// Reconcile goes by the record from here on.
+	i.m.forget(i.id)
+}
+
+// stopwatch measures one phase after the other.
+type stopwatch time.Time
+
+func (s *stopwatch) lap(d *time.Duration) {
+	now := time.Now()
+	*d = now.Sub(time.Time(*s))
+	*s = stopwatch(now)
+}

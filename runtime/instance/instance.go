@@ -1,0 +1,259 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+
+	"lfx.dev/lfxd/runtime/cgroup"
+)
+
+// Phases says where the time of a Create went.
+type Phases struct {
+	Snapshot  time.Duration // record, files, snapshot
+	Container time.Duration // container record
+	Create    time.Duration // shim and parked init
+	Network   time.Duration // loopback, listener, Network.Attach
+	Check     time.Duration // self-check
+	Start     time.Duration // the runtime's exec is under way
+}
+
+// Total returns the sum.
+func (p Phases) Total() time.Duration {
+	return p.Snapshot + p.Container + p.Create + p.Network + p.Check + p.Start
+}
+
+// Instance is one execution environment. Methods may be called concurrently.
+type Instance struct {
+	m    *Manager
+	id   string
+	spec Spec
+	rec  record
+
+	group    cgroup.Group
+	oom      *cgroup.Watch
+	pid      int
+	pidfd    *os.File
+	netns    *os.File
+	pipes    pipes
+	listener net.Listener
+	addr     netip.Addr
+	phases   Phases
+
+	wg          sync.WaitGroup
+	dead        chan struct{} // PID 1 has ended
+	controlEnd  chan struct{} // nothing more will be read from the control FIFO
+	exited      chan struct{}
+	released    chan struct{}
+	releaseOnce sync.Once
+	outOfMemory atomic.Bool
+	watching    bool
+
+	destroying sync.Mutex // held by Destroy as a whole
+
+	mu    sync.Mutex // guards what follows
+	state State
+	exit  Exit
+	peak  uint64
+}
+
+func newInstance(m *Manager, id string) *Instance {
+	return &Instance{
+		m: m, id: id, state: Creating, group: m.group(id),
+		dead: make(chan struct{}), controlEnd: make(chan struct{}), exited: make(chan struct{}), released: make(chan struct{}),
+	}
+}
+
+// ID returns the instance's ID.
+func (i *Instance) ID() string { return i.id }
+
+// PID returns the host's pid of the instance's PID 1 (lfx-init). It is not reused before Destroy.
+func (i *Instance) PID() int { return i.pid }
+
+// Address returns the address on the network, the zero value without one.
+func (i *Instance) Address() netip.Addr { return i.addr }
+
+// Phases says where the time of the start went.
+func (i *Instance) Phases() Phases { return i.phases }
+
+// State returns where the instance is in its life.
+func (i *Instance) State() State {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.state
+}
+
+// Stdout and Stderr return our read ends of the log FIFOs. They are owned by the instance, closed by Destroy, and waited on by Go's
+// poller (deadlines work). Reads return io.EOF when nothing of the instance lives any more and all was read.
+func (i *Instance) Stdout() *os.File { return i.pipes.stdout }
+
+// Stderr is like Stdout.
+func (i *Instance) Stderr() *os.File { return i.pipes.stderr }
+
+// Exited is closed when the runtime has ended, for whatever reason; then Exit says how. What it has printed may
+// still be in the pipes.
+func (i *Instance) Exited() <-chan struct{} { return i.exited }
+
+// Exit says how the instance ended. It is the zero value before Exited is closed.
+func (i *Instance) Exit() Exit {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.exit
+}
+
+// SetCores sets the CPU quota by one write to the cgroup. An instance is created with at least one core, for its init; this lowers it just
+// before the first event.
+func (i *Instance) SetCores(cores float64) error {
+	if !(cores > 0) {
+		return fmt.Errorf("CPU share of %v cores: %w", cores, errdefs.ErrInvalidArgument)
+	}
+	return i.group.SetCPU(cores)
+}
+
+// PeakMemory returns the most memory in bytes that the function has used so far, as well as the kernel tells: the peak of
+// everything charged less the page cache and /tmp that are charged now, at least what it uses now and at most its limit. After the
+// end it is the last value.
+func (i *Instance) PeakMemory() uint64 {
+	i.mu.Lock()
+	last := i.peak
+	i.mu.Unlock()
+	mem, err := i.group.Memory()
+	if err != nil {
+		return last
+	}
+	tmp := i.tmpBytes()
+	peak := max(mem.Function(tmp), cgroup.Memory{Usage: mem.Peak, Cache: mem.Cache, Shmem: mem.Shmem}.Function(tmp))
+	peak = max(last, min(peak, uint64(i.spec.MemoryMB)*mib))
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.peak = max(i.peak, peak)
+	return i.peak
+}
+
+// Freeze stops all processes of the instance; it returns when they are stopped (some 0.1 to 0.5 ms).
+func (i *Instance) Freeze() error { return i.group.Freeze() }
+
+// Thaw lets them go on.
+func (i *Instance) Thaw() error { return i.group.Thaw() }
+
+// Kill ends the whole instance at once, frozen or not: with its PID 1 the kernel kills everything in its PID namespace. It does
+// not wait; see Exited. Killing what has ended does nothing.
+func (i *Instance) Kill() error {
+	if i.pidfd == nil {
+		return nil
+	}
+	c, err := i.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var kerr error
+	if err := c.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }); err != nil {
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		return err
+	}
+	if kerr != nil && kerr != unix.ESRCH {
+		return fmt.Errorf("kill instance %s: %w", i.id, kerr)
+	}
+	if err := i.group.Thaw(); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("kill instance %s: %w", i.id, err)
+	}
+	return nil
+}
+
+// move changes the state.
+func (i *Instance) move(next State) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	s, err := i.state.to(next)
+	i.state = s
+	return err
+}
+
+// Destroy ends the instance and removes everything of it. It waits, some 50 ms, until all is gone or ctx ends. When a part
+// cannot be removed the error says which, the record stays, and a later Destroy or Reconcile goes on from
+// there. Destroying what is removed does nothing.
+func (i *Instance) Destroy(ctx context.Context) error {
+	i.destroying.Lock()
+	defer i.destroying.Unlock()
+	if i.State() == Removed {
+		return nil
+	}
+	if err := i.stop(ctx); err != nil {
+		return err
+	}
+	if i.listener != nil {
+		_ = i.listener.Close()
+	}
+	if err := i.m.sweep(ctx, i.rec, i.nsPath()); err != nil {
+		return err
+	}
+	err := i.release()
+	i.m.forget(i.id)
+	return errors.Join(err, i.move(Removed))
+}
+
+// stop kills the instance and waits until its PID 1 is gone.
+func (i *Instance) stop(ctx context.Context) error {
+	if !i.watching {
+		return nil
+	}
+	if err := i.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-i.dead:
+	case <-i.released: // the manager was closed: nobody watches any more, sweep kills through the cgroup
+		i.end(Exit{Code: 128 + int(unix.SIGKILL), Signal: unix.SIGKILL})
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("instance %s does not end after SIGKILL: %w", i.id, context.Cause(ctx))
+	}
+	<-i.exited
+	return nil
+}
+
+// nsPath returns a path to the network namespace, empty when we do not hold it.
+func (i *Instance) nsPath() string {
+	select {
+	case <-i.released:
+		return ""
+	default:
+	}
+	if i.netns == nil {
+		return ""
+	}
+	return fdPath(i.netns)
+}
+
+// release closes our descriptors and waits for the goroutines that use them. The instance itself goes on.
+func (i *Instance) release() error {
+	i.releaseOnce.Do(func() {
+		close(i.released)
+		if i.listener != nil {
+			_ = i.listener.Close()
+		}
+		if i.oom != nil {
+			_ = i.oom.Close()
+		}
+		for _, f := range []*os.File{i.pidfd, i.netns} {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+		i.pipes.close()
+	})
+	i.wg.Wait()
+	return nil
+}

@@ -1,0 +1,63 @@
+package instance
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// inNetns runs fn on a thread that has entered the network namespace ns. Sockets made by fn belong to that
+// namespace for good and can be used from anywhere. The thread is thrown away.
+func inNetns(ns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	// Ends with fn, which inNetns waits for.
+	go func() {
+		runtime.LockOSThread() // never unlocked: the runtime then ends the thread with the goroutine
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// listenInside brings the instance's loopback up and listens on its Runtime API address. The listener is the identity: nothing
+// outside this namespace can reach it.
+func listenInside(ns *os.File) (l net.Listener, err error) {
+	err = inNetns(ns, func() error {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", runtimeAPI)
+		return err
+	})
+	return l, err
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+		return fmt.Errorf("flags of lo: %w", err)
+	}
+	r.SetUint16(r.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("lo up: %w", err)
+	}
+	return nil
+}
+
+// fdPath returns a path under which other processes can open f while it is open here.
+func fdPath(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
