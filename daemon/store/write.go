@@ -1,0 +1,309 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"lfx.dev/lfxd/daemon/function"
+)
+
+// BeginDeploy records a deploy before its first effect. One at a time per environment: ErrConflict
+// when another one is recorded.
+func (s *Store) BeginDeploy(ctx context.Context, d Deploy) error {
+	if d.ID == "" || d.Project == "" || d.Environment.Name == "" {
+		return invalid("a deploy needs an id, a project and an environment")
+	}
+	return s.write(ctx, func(v *Snapshot) (int64, error) {
+		for _, other := range v.deploys {
+			switch {
+			case other.ID == d.ID:
+				return 0, conflict("deploy %s is already recorded", d.ID)
+			case other.Environment == d.Environment:
+				return 0, conflict("another deploy of %s is in progress since %s", d.Environment, other.Started.Format(time.RFC3339))
+			}
+		}
+		return 0, statementError(s.conn.put(deployTable, d.ID, d.Project, d.Environment.Name, toNano(d.Started), toJSON(d.Images)))
+	})
+}
+
+// EndDeploy forgets a deploy: it is done, or undone. Unknown ids are fine.
+func (s *Store) EndDeploy(ctx context.Context, id string) error {
+	return s.write(ctx, func(v *Snapshot) (int64, error) {
+		if !slices.ContainsFunc(v.deploys, func(d Deploy) bool { return d.ID == id }) {
+			return 0, errUnchanged
+		}
+		return 0, statementError(s.conn.remove(deployTable, id))
+	})
+}
+
+// RecordRelease numbers the release and the versions it needs and records them, in state recorded.
+// What it will be can be seen before with Snapshot.NextRelease. Errors: ErrInvalidArgument,
+// ErrConflict (a port belongs to another environment).
+func (s *Store) RecordRelease(ctx context.Context, n NewRelease) (Recorded, error) {
+	var p *plan
+	err := s.write(ctx, func(v *Snapshot) (_ int64, err error) {
+		if p, err = v.plan(n, time.Now().UTC()); err != nil {
+			return 0, err
+		}
+		return p.env.id, statementError(s.conn.record(p))
+	})
+	if err != nil {
+		return Recorded{}, err
+	}
+	return p.recorded, nil
+}
+
+// record writes the rows of a plan.
+func (c conn) record(p *plan) error {
+	r := &p.recorded.Release
+	if err := c.putEnvironment(p.env); err != nil {
+		return err
+	}
+	for _, f := range p.functions {
+		if err := c.put(functionTable, f.id, p.env.id, f.Key.Function, int64(f.nextVersion), toNano(f.Created)); err != nil {
+			return err
+		}
+	}
+	for i, v := range p.recorded.Versions {
+		if !p.recorded.New[i] {
+			continue
+		}
+		if err := c.putVersion(p.ids[v.Function], v); err != nil {
+			return err
+		}
+	}
+	if err := c.putRelease(p.env.id, r); err != nil {
+		return err
+	}
+	for name, number := range r.Versions {
+		if err := c.put(memberTable, p.env.id, int64(r.Number), p.ids[name], int64(number), int64(r.Ports[name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c conn) putEnvironment(e *Environment) error {
+	return c.put(environmentTable, e.id, e.Project, e.Name, e.Account, int64(e.nextRelease), toNano(e.Created))
+}
+
+func (c conn) putVersion(functionID int64, v *function.Version) error {
+	return c.put(versionTable, functionID, int64(v.Number), v.Identity, toJSON(v.Image), toJSON(v.Config), toNano(v.Created))
+}
+
+func (c conn) putRelease(environmentID int64, r *function.Release) error {
+	return c.put(releaseTable, environmentID, int64(r.Number), string(r.State), r.Default, toJSON(r.Source), toNano(r.Created), toNano(r.Activated))
+}
+
+// SetImage replaces the image of a version: annotations that carry its number are written after
+// numbering and change the digest. Only while every release that has the version is still
+// recorded; ErrFailedPrecondition later, because then the version is immutable.
+func (s *Store) SetImage(ctx context.Context, key function.Key, number int, image function.Image) error {
+	return s.write(ctx, func(v *Snapshot) (int64, error) {
+		old := v.Version(key, number)
+		if old == nil {
+			return 0, notFound("version %s:%d", key, number)
+		}
+		env := v.all[key.Environment]
+		for _, r := range env.releases {
+			if n, ok := r.Versions[key.Function]; ok && n == number && r.State != function.ReleaseRecorded {
+				return 0, precondition("version %s is part of release %d, which is %s", old, r.Number, r.State)
+			}
+		}
+		changed := *old
+		changed.Image = image
+		return env.id, statementError(s.conn.putVersion(env.functions[key.Function].id, &changed))
+	})
+}
+
+// Activate makes the release the active one; the one that was becomes superseded, in the same
+// transaction. Activating the active release changes nothing. Errors: ErrNotFound,
+// ErrFailedPrecondition (it failed), ErrConflict (a port belongs to another environment by now).
+func (s *Store) Activate(ctx context.Context, env function.Environment, number int) error {
+	return s.write(ctx, func(v *Snapshot) (int64, error) {
+		r := v.Release(env, number)
+		if r == nil {
+			return 0, notFound("release %d of %s", number, env)
+		}
+		next, err := transition(r, function.ReleaseActive)
+		if err != nil {
+			return 0, err
+		}
+		if r.State == function.ReleaseActive {
+			return 0, errUnchanged
+		}
+		if err := v.portsFree(r); err != nil {
+			return 0, err
+		}
+		id := v.all[env].id
+		if previous := v.ActiveRelease(env); previous != nil {
+			superseded, err := transition(previous, function.ReleaseSuperseded)
+			if err != nil {
+				return 0, err
+			}
+			if err := s.conn.putRelease(id, &superseded); err != nil {
+				return 0, statementError(err)
+			}
+		}
+		next.Activated = time.Now().UTC()
+		return id, statementError(s.conn.putRelease(id, &next))
+	})
+}
+
+// transition returns the release in its new state, or ErrFailedPrecondition when the diagram in the
+// package's documentation has no such arrow.
+func transition(r *function.Release, to function.ReleaseState) (function.Release, error) {
+	from := r.State
+	allowed := false
+	switch to {
+	case function.ReleaseActive:
+		allowed = from == function.ReleaseRecorded || from == function.ReleaseSuperseded || from == function.ReleaseActive
+	case function.ReleaseSuperseded:
+		allowed = from == function.ReleaseActive
+	case function.ReleaseFailed:
+		allowed = from == function.ReleaseRecorded || from == function.ReleaseFailed
+	}
+	if !allowed {
+		return function.Release{}, precondition("release %d of %s is %s and cannot become %s", r.Number, r.Environment, from, to)
+	}
+	next := *r
+	next.State = to
+	return next, nil
+}
+
+// Dropped is what was forgotten, so that the caller can remove images. Its versions are in no
+// release any more.
+type Dropped struct {
+	Versions []*function.Version
+	Releases []*function.Release
+}
+
+// FailRelease marks a recorded release as failed. Versions that no other release has are forgotten;
+// their numbers are not used again. Failing it twice changes nothing.
+func (s *Store) FailRelease(ctx context.Context, env function.Environment, number int) (Dropped, error) {
+	var dropped Dropped
+	err := s.write(ctx, func(v *Snapshot) (int64, error) {
+		r := v.Release(env, number)
+		if r == nil {
+			return 0, notFound("release %d of %s", number, env)
+		}
+		failed, err := transition(r, function.ReleaseFailed)
+		if err != nil {
+			return 0, err
+		}
+		if r.State == function.ReleaseFailed {
+			return 0, errUnchanged
+		}
+		e := v.all[env]
+		if err := s.conn.putRelease(e.id, &failed); err != nil {
+			return 0, statementError(err)
+		}
+		dropped.Versions, err = s.conn.forgetVersions(e, func(o *function.Release) bool { return o != r })
+		return e.id, statementError(err)
+	})
+	if err != nil {
+		return Dropped{}, err
+	}
+	return dropped, nil
+}
+
+// ForgetReleases keeps the active release, those still recorded, and of the others the newest, so
+// that at most keep (at least 1) are left that are or were active; failed releases older than the
+// oldest of them go too. Versions that are then in no release are forgotten.
+func (s *Store) ForgetReleases(ctx context.Context, env function.Environment, keep int) (Dropped, error) {
+	return s.forget(ctx, env, func(e *Environment) map[*function.Release]bool { return e.kept(max(keep, 1)) })
+}
+
+// RemoveEnvironment forgets all releases and versions of the environment. Its account id and its
+// counters stay, so that no number is used twice if it comes back. Unknown environments are fine.
+func (s *Store) RemoveEnvironment(ctx context.Context, env function.Environment) (Dropped, error) {
+	return s.forget(ctx, env, func(*Environment) map[*function.Release]bool { return nil })
+}
+
+// forget removes the releases that kept does not return.
+func (s *Store) forget(ctx context.Context, env function.Environment, kept func(*Environment) map[*function.Release]bool) (Dropped, error) {
+	var dropped Dropped
+	err := s.write(ctx, func(v *Snapshot) (int64, error) {
+		e := v.all[env]
+		if e == nil {
+			return 0, errUnchanged
+		}
+		keep := kept(e)
+		for _, r := range e.releases {
+			if keep[r] {
+				continue
+			}
+			if err := s.conn.removeRelease(e.id, r.Number); err != nil {
+				return 0, statementError(err)
+			}
+			dropped.Releases = append(dropped.Releases, r)
+		}
+		if dropped.Releases == nil {
+			return 0, errUnchanged
+		}
+		var err error
+		dropped.Versions, err = s.conn.forgetVersions(e, func(r *function.Release) bool { return keep[r] })
+		return e.id, statementError(err)
+	})
+	if err != nil {
+		return Dropped{}, err
+	}
+	return dropped, nil
+}
+
+// kept chooses the releases that ForgetReleases leaves.
+func (e *Environment) kept(n int) map[*function.Release]bool {
+	kept := make(map[*function.Release]bool)
+	if e.active != nil {
+		kept[e.active] = true
+		n--
+	}
+	oldest := e.nextRelease
+	if e.active != nil {
+		oldest = e.active.Number
+	}
+	for _, r := range slices.Backward(e.releases) {
+		switch {
+		case r.State == function.ReleaseRecorded:
+			kept[r] = true
+		case r.State == function.ReleaseSuperseded && n > 0:
+			kept[r] = true
+			n--
+			oldest = min(oldest, r.Number)
+		}
+	}
+	for _, r := range e.releases {
+		if r.State == function.ReleaseFailed && r.Number > oldest {
+			kept[r] = true
+		}
+	}
+	return kept
+}
+
+func (c conn) removeRelease(environmentID int64, number int) error {
+	if err := c.remove(memberTable, environmentID, int64(number)); err != nil {
+		return err
+	}
+	return c.remove(releaseTable, environmentID, int64(number))
+}
+
+// forgetVersions removes the versions of the environment that no release uses for which counts is
+// true and which has not failed.
+func (c conn) forgetVersions(e *Environment, counts func(*function.Release) bool) (dropped []*function.Version, err error) {
+	for _, f := range e.sorted {
+		for _, v := range f.Versions {
+			used := slices.ContainsFunc(e.releases, func(r *function.Release) bool {
+				return counts(r) && r.State != function.ReleaseFailed && r.Versions[f.Key.Function] == v.Number
+			})
+			if used {
+				continue
+			}
+			if err := c.remove(versionTable, f.id, int64(v.Number)); err != nil {
+				return nil, err
+			}
+			dropped = append(dropped, v)
+		}
+	}
+	return dropped, nil
+}
