@@ -96,3 +96,15 @@ func whoKey(p Pin) []byte {
 	copy(key[4:], p.MAC)
 	return key
 }
+
+// Forget drops the recorded pins for which stale returns true; the kernel's sets follow at the next
+// Check and Restore.
+func (f *Firewall) Forget(stale func(Pin) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for port, p := range f.pins {
+		if stale(p) {
+			delete(f.pins, port)
+		}
+	}
+}
