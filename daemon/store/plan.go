@@ -1,8 +1,6 @@
 package store
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -200,9 +198,11 @@ func (s *Snapshot) newAccount(env function.Environment) string {
 	}
 }
 
-// account is candidate number attempt for the environment's account id: 12 digits, no leading zero.
+// account is candidate number attempt for the environment's account id. No environment's name holds
+// a "#", so the later candidates are nobody's first.
 func account(env function.Environment, attempt int) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", env.Project, env.Name, attempt))
-	const lowest = 100_000_000_000
-	return fmt.Sprint(lowest + binary.BigEndian.Uint64(sum[:])%(9*lowest))
+	if attempt > 0 {
+		env.Name = fmt.Sprintf("%s#%d", env.Name, attempt)
+	}
+	return function.Account(env)
 }
