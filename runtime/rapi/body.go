@@ -28,6 +28,8 @@ type body struct {
 	// begun says that the first chunk line was read; done that the end of the body was.
 	begun, done bool
 	excess      int64
+	// failed is the error after which nothing more can be read.
+	failed error
 	// errorType and errorBody are the error trailers, present when hasErrorType.
 	errorType, errorBody string
 	hasErrorType         bool
@@ -55,9 +57,20 @@ func (b *body) expire(d time.Duration) { _ = b.c.nc.SetReadDeadline(time.Now().A
 // Read reads body bytes; io.EOF at the end. Any other error means that the connection cannot be
 // used any more: io.ErrUnexpectedEOF, errMalformed, or what the socket says.
 func (b *body) Read(p []byte) (int, error) {
-	if b.done {
+	switch {
+	case b.failed != nil:
+		return 0, b.failed
+	case b.done:
 		return 0, io.EOF
 	}
+	n, err := b.read(p)
+	if err != nil && err != io.EOF {
+		b.failed = err
+	}
+	return n, err
+}
+
+func (b *body) read(p []byte) (int, error) {
 	if b.chunked && b.left == 0 {
 		if err := b.nextChunk(); err != nil {
 			return 0, err

@@ -248,7 +248,10 @@ func (h handler) post(w http.ResponseWriter, r *http.Request, rt route, id strin
 		src.expire(bodyTimeout)
 	}
 	rep, ok := h.s.post(rt, id, &m, src)
-	if !ok {
+	switch {
+	case src.failed:
+		w.Header().Set("Connection", "close")
+	case !ok:
 		src.expire(bodyTimeout)
 		_, _ = io.CopyN(io.Discard, r.Body, maxDrain)
 	}
@@ -260,11 +263,17 @@ func (h handler) post(w http.ResponseWriter, r *http.Request, rt route, id strin
 type httpSource struct {
 	r  *http.Request
 	rc *http.ResponseController
+	// failed says that the body ended with an error: nothing more can be read.
+	failed bool
 }
 
-func (b *httpSource) Read(p []byte) (int, error) { return b.r.Body.Read(p) }
-func (b *httpSource) length() int64              { return b.r.ContentLength }
-func (b *httpSource) expire(d time.Duration)     { _ = b.rc.SetReadDeadline(time.Now().Add(d)) }
+func (b *httpSource) Read(p []byte) (int, error) {
+	n, err := b.r.Body.Read(p)
+	b.failed = err != nil && err != io.EOF
+	return n, err
+}
+func (b *httpSource) length() int64          { return b.r.ContentLength }
+func (b *httpSource) expire(d time.Duration) { _ = b.rc.SetReadDeadline(time.Now().Add(d)) }
 func (b *httpSource) trailers() (errorType, errorBody string) {
 	return b.r.Trailer.Get(headerErrorType), b.r.Trailer.Get(headerErrorBody)
 }

@@ -2,7 +2,6 @@ package rapi
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -206,5 +205,3 @@ func (h *harness) stateIs(want state) bool {
 func event(id string) *Invocation {
 	return &Invocation{RequestID: id, Deadline: time.UnixMilli(1700000000123), Payload: []byte(`{"id":"` + id + `"}`)}
 }
-
-func sameBytes(a, b []byte) bool { return bytes.Equal(a, b) }
