@@ -47,7 +47,6 @@ exits 1; what it answered, the description of its error, is printed all the same
 	cmd.Flags().BoolVar(&flags.log, "log", false, "show the last 4 KB of the invocation's log on standard error")
 	addScopeFlags(cmd, &flags.scope)
 	flags.output = addOutputFlag(cmd)
-	cmd.MarkFlagsMutuallyExclusive("data", "file")
 	return cmd
 }
 
@@ -125,6 +124,8 @@ func (a *app) payload(cmd *cobra.Command, flags *invokeFlags) ([]byte, error) {
 
 func (a *app) readPayload(cmd *cobra.Command, flags *invokeFlags) (what string, data []byte, err error) {
 	switch {
+	case cmd.Flags().Changed("data") && flags.file != "":
+		return "", nil, usagef("-d and -f both give the event: leave one of them out")
 	case cmd.Flags().Changed("data"):
 		return "the event of -d", []byte(flags.data), nil
 	case flags.file != "" && flags.file != "-":

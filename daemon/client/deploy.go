@@ -16,7 +16,8 @@ import (
 
 // CanceledError is what Deploy returns when its context ended before the deploy did.
 type CanceledError struct {
-	// Confirmed says whether the daemon said that it stopped; it is given 30 s for that.
+	// Confirmed says whether the daemon said that it stopped, for which it is given 30 s, or never
+	// got the request.
 	Confirmed bool
 	// Cause is the cause of the context.
 	Cause error
@@ -46,16 +47,22 @@ func (c *Client) Deploy(ctx context.Context, in api.DeployRequest, each func(api
 		return nil, fmt.Errorf("encode the deploy: %w", err)
 	}
 	conn, err := c.Dial(ctx)
-	if err != nil {
-		return nil, canceledOr(ctx, err)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, &CanceledError{Confirmed: true, Cause: context.Cause(ctx)}
+	case err != nil:
+		return nil, err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { c.cancelConn(conn) })
 	defer stop()
 
 	resp, err := c.roundTrip(conn, body)
-	if err != nil {
-		return nil, canceledOr(ctx, ErrStreamCut)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, &CanceledError{Cause: context.Cause(ctx)}
+	case err != nil:
+		return nil, ErrStreamCut
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
@@ -110,11 +117,4 @@ func readDeploy(resp *http.Response, each func(api.DeployEvent)) (*api.DeployRes
 			each(event)
 		}
 	}
-}
-
-func canceledOr(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
-		return err
-	}
-	return &CanceledError{Cause: context.Cause(ctx)}
 }
