@@ -377,7 +377,7 @@ func (d *decoder) check(p projectDecl) []function.Spec {
 		return nil // said already
 	}
 	for _, e := range function.ValidateSpecs(specs) {
-		if known[e.Field] && e.Field != "functions" {
+		if known[e.Field] {
 			continue
 		}
 		d.add(d.placeOf(e.Field), e.Field, "%s", e.Msg)
