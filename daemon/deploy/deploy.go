@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	bkclient "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
 
 	"lfx.dev/lfxd/buildkit"
@@ -36,7 +37,7 @@ import (
 
 // Builder builds images.
 type Builder interface {
-	Build(ctx context.Context, req buildkit.Request) (*buildkit.Result, error)
+	Build(ctx context.Context, req buildkit.Request, progress func(*bkclient.SolveStatus)) (buildkit.Result, error)
 }
 
 // Sessions finds the client that offers the sources.
@@ -113,6 +114,7 @@ type part struct {
 	mirror     string // folder of the build context
 	dockerfile *buildkit.Dockerfile
 	temp       string // temporary image name
+	pinned     string // name of a pulled image, by digest
 	image      function.Image
 	bases      []buildkit.Base
 }
@@ -245,6 +247,12 @@ func (j *job) cleanUp() error {
 		if err := j.opts.Images.Remove(ctx, p.temp); err != nil {
 			j.opts.Log.Warn("temporary image was not removed; the next start does it", "image", p.temp, "error", err)
 			return nil // the intent stays for Recover
+		}
+		if p.pinned == "" {
+			continue
+		}
+		if err := j.opts.Images.Remove(ctx, p.pinned); err != nil { // its layers are held by the function's own names
+			j.opts.Log.Warn("pulled name was not removed", "image", p.pinned, "error", err)
 		}
 	}
 	return j.opts.Store.EndDeploy(ctx, j.id)

@@ -147,15 +147,7 @@ func count(n int, noun string) string {
 // image makes one function's image under its temporary name and reads what a version must know.
 func (j *job) image(ctx context.Context, p *part, progress func(*bkclient.SolveStatus)) error {
 	if p.spec.Build == nil {
-		info, err := j.opts.Images.Pull(ctx, p.spec.Image)
-		if err != nil {
-			return err
-		}
-		if err := j.opts.Images.Tag(ctx, info.Name, p.temp); err != nil {
-			return err
-		}
-		p.bases = []buildkit.Base{{Name: p.spec.Image, Digest: info.Digest}}
-		return j.inspect(ctx, p)
+		return j.pull(ctx, p)
 	}
 	b := p.spec.Build
 	res, err := j.opts.Builder.Build(ctx, buildkit.Request{
@@ -170,6 +162,24 @@ func (j *job) image(ctx context.Context, p *part, progress func(*bkclient.SolveS
 	if res.Base.Name != "" {
 		p.bases = append([]buildkit.Base{res.Base}, p.bases...)
 	}
+	return j.inspect(ctx, p)
+}
+
+// pull fetches an image that is not built here, pinned to the digest that its tag has now.
+func (j *job) pull(ctx context.Context, p *part) error {
+	pinned, err := j.opts.Images.ResolvePin(ctx, p.spec.Image)
+	if err != nil {
+		return err
+	}
+	info, err := j.opts.Images.Pull(ctx, pinned)
+	if err != nil {
+		return err
+	}
+	p.pinned = pinned
+	if err := j.opts.Images.Tag(ctx, info.Name, p.temp, nil); err != nil {
+		return err
+	}
+	p.bases = []buildkit.Base{{Name: p.spec.Image, Digest: info.Digest}}
 	return j.inspect(ctx, p)
 }
 
@@ -273,7 +283,7 @@ func (j *job) annotations(p *part, v *function.Version, rel function.Release) ma
 // tagRelease names the image of every function of a release r<N>.
 func (d *Deployer) tagRelease(ctx context.Context, rel *function.Release, versions map[string]*function.Version) error {
 	for name, v := range versions {
-		if err := d.opts.Images.Tag(ctx, v.Image.Name, releaseName(d.opts.RegistryHost, rel, name)); err != nil {
+		if err := d.opts.Images.Tag(ctx, v.Image.Name, releaseName(d.opts.RegistryHost, rel, name), nil); err != nil {
 			return errors.Join(fmt.Errorf("name the image of %s for release %d", name, rel.Number), err)
 		}
 	}

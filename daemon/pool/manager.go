@@ -20,8 +20,8 @@ import (
 // Options are the settings of a Manager.
 type Options struct {
 	Starter Starter
-	// DefaultMax caps the instances of a function that sets no maximum.
-	DefaultMax int
+	// DefaultMax caps the instances of a function whose version sets no maximum.
+	DefaultMax func(*function.Version) int
 	// QueueLimit bounds the requests that wait for one version; QueueTimeout bounds each wait.
 	QueueLimit   int
 	QueueTimeout time.Duration
@@ -132,7 +132,7 @@ func (m *Manager) refLocked(v *function.Version, b invocation.Binding) *Pool {
 func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool {
 	most := v.Config.Concurrency.Max
 	if most == 0 {
-		most = max(m.opts.DefaultMax, v.Config.Concurrency.Min)
+		most = max(m.opts.DefaultMax(v), v.Config.Concurrency.Min)
 	}
 	l := m.limits[v.Key]
 	if l == nil {

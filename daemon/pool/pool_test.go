@@ -119,7 +119,7 @@ func record(n int, vs ...*function.Version) (function.Release, map[string]*funct
 
 func newTestManager(s Starter) *Manager {
 	return NewManager(Options{
-		Starter: s, DefaultMax: 10, QueueLimit: 5, QueueTimeout: time.Minute, IdleTimeout: 10 * time.Minute,
+		Starter: s, DefaultMax: func(*function.Version) int { return 10 }, QueueLimit: 5, QueueTimeout: time.Minute, IdleTimeout: 10 * time.Minute,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 }

@@ -12,8 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +53,9 @@ type Options struct {
 type Starter struct {
 	opts  Options
 	group sync.WaitGroup
+
+	mu  sync.Mutex
+	ids map[string]struct{} // of instances that were begun and are not removed
 }
 
 var (
@@ -58,7 +64,26 @@ var (
 )
 
 // NewStarter makes a Starter.
-func NewStarter(opts Options) *Starter { return &Starter{opts: opts} }
+func NewStarter(opts Options) *Starter { return &Starter{opts: opts, ids: map[string]struct{}{}} }
+
+// IDs lists the instances that were begun and are not removed yet.
+func (s *Starter) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.ids))
+}
+
+func (s *Starter) note(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ids[id] = struct{}{}
+}
+
+func (s *Starter) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ids, id)
+}
 
 // Wait blocks until every goroutine of every worker has ended; call it after the pools are closed.
 func (s *Starter) Wait() { s.group.Wait() }
@@ -93,7 +118,7 @@ type run struct {
 	start    time.Time
 	duration time.Duration
 	first    bool
-	status   string // "", "timeout" or "error"
+	status   logs.Status
 	errType  string
 	detail   string // the crash line, without "RequestId: …"
 	done     atomic.Bool
@@ -116,15 +141,20 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	}
 	createCtx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
 	defer cancel()
+	s.note(w.id)
 	inst, err := s.opts.Instances.Create(createCtx, w.spec())
 	if err != nil {
 		w.closeAPI()
+		s.forget(w.id)
 		return nil, fmt.Errorf("start an instance of %s: %w", w.version, err)
 	}
 	w.inst = inst
 	w.started = time.Now()
-	w.capture()
-	if err := w.initialise(ctx, req); err != nil {
+	err = w.capture()
+	if err == nil {
+		err = w.initialise(ctx, req)
+	}
+	if err != nil {
 		w.destroy()
 		return nil, err
 	}
@@ -176,18 +206,28 @@ func (w *Worker) binding() invocation.Binding {
 }
 
 // capture reads what the function prints.
-func (w *Worker) capture() {
-	w.out = []*logs.Capture{
-		logs.NewCapture(w.inst.Stdout(), func(line []byte, truncated bool) { w.line("stdout", line) }, logs.CaptureOptions{}),
-		logs.NewCapture(w.inst.Stderr(), func(line []byte, truncated bool) { w.line("stderr", line) }, logs.CaptureOptions{}),
+func (w *Worker) capture() error {
+	for _, f := range []struct {
+		stream string
+		file   *os.File
+	}{{logs.StreamStdout, w.inst.Stdout()}, {logs.StreamStderr, w.inst.Stderr()}} {
+		c, err := logs.NewCapture(f.file, func(line []byte, more bool) {
+			w.emit(w.cur.Load(), f.stream, logs.Message(line, more))
+		}, logs.CaptureOptions{Dropped: func(lines, bytes int64) {
+			w.platform(w.cur.Load(), logs.DroppedLines(lines, bytes, "the function writes too fast"))
+		}})
+		if err != nil {
+			return fmt.Errorf("read the output of %s: %w", w.id, err)
+		}
+		w.out = append(w.out, c)
 	}
+	return nil
 }
 
-// line stores one line under the invocation in progress.
-func (w *Worker) line(stream string, line []byte) {
-	w.emit(w.cur.Load(), stream, string(line))
-}
+// platform stores one line of the platform's own.
+func (w *Worker) platform(r *run, text string) { w.emit(r, logs.StreamPlatform, text) }
 
+// emit stores one line under an invocation, or under none.
 func (w *Worker) emit(r *run, stream, text string) {
 	e := logs.Entry{Time: time.Now(), Key: w.version.Key, Version: w.version.Number, Instance: w.id, Stream: stream, Message: text}
 	if r != nil {
@@ -215,18 +255,18 @@ func (w *Worker) initialise(ctx context.Context, req pool.StartRequest) error {
 		w.initDur = time.Since(w.started)
 		return nil
 	case <-w.api.InitErrored():
-		return w.initFailed(req, "error")
+		return w.initFailed(req, logs.StatusError)
 	case <-w.inst.Exited():
-		return w.initFailed(req, "error")
+		return w.initFailed(req, logs.StatusError)
 	case <-timer.C:
-		return w.initFailed(req, "timeout")
+		return w.initFailed(req, logs.StatusTimeout)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
 // initFailed logs a failed init phase and makes the outcome for the request that it ran for.
-func (w *Worker) initFailed(req pool.StartRequest, status string) error {
+func (w *Worker) initFailed(req pool.StartRequest, status logs.Status) error {
 	dur := time.Since(w.started)
 	posted := w.api.InitError()
 	select {
@@ -236,15 +276,15 @@ func (w *Worker) initFailed(req pool.StartRequest, status string) error {
 	}
 	w.drain()
 	out, detail := w.initOutcome(req, status, posted)
-	w.emit(w.cur.Load(), "platform", logs.InitReport(dur, string(req.Phase), status, out.ErrorType))
+	w.platform(w.cur.Load(), logs.InitReport(dur, logs.Phase(req.Phase), status, out.ErrorType))
 	if req.For != nil {
 		r := w.cur.Load()
 		r.status, r.errType, r.duration = status, out.ErrorType, min(time.Since(w.begun), w.version.Config.Timeout)
-		if posted == nil && status == "error" {
+		if posted == nil && status == logs.StatusError {
 			r.detail = exitText(w.inst.Exit())
 		}
 		w.tailFor(r)
-		w.emit(r, "platform", logs.Start(req.For.ID, fmt.Sprint(w.version.Number)))
+		w.platform(r, logs.Start(req.For.ID, fmt.Sprint(w.version.Number)))
 		w.finish(r)
 		if r.tail != nil {
 			out.LogTail = r.tail.Bytes()
@@ -254,7 +294,7 @@ func (w *Worker) initFailed(req pool.StartRequest, status string) error {
 }
 
 // initOutcome words a failed init: the runtime's own JSON when it posted one.
-func (w *Worker) initOutcome(req pool.StartRequest, status string, posted *rapi.RuntimeError) (*invocation.Outcome, string) {
+func (w *Worker) initOutcome(req pool.StartRequest, status logs.Status, posted *rapi.RuntimeError) (*invocation.Outcome, string) {
 	id := ""
 	if req.For != nil {
 		id = req.For.ID
@@ -263,7 +303,7 @@ func (w *Worker) initOutcome(req pool.StartRequest, status string, posted *rapi.
 	case posted != nil:
 		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.Type},
 			fmt.Sprintf("%s: %s", posted.Type, posted.Body)
-	case status == "timeout":
+	case status == logs.StatusTimeout:
 		return timedOut(id, w.version.Config.Timeout), fmt.Sprintf("the runtime did not ask for its first event within %s", time.Since(w.started).Round(time.Millisecond))
 	}
 	e := w.inst.Exit()
@@ -301,7 +341,7 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	w.count++
 	w.tailFor(r)
 	w.cur.Store(r)
-	w.emit(r, "platform", logs.Start(req.ID, fmt.Sprint(w.version.Number)))
+	w.platform(r, logs.Start(req.ID, fmt.Sprint(w.version.Number)))
 	out := w.handOut(r)
 	if out == nil {
 		w.cur.Store(nil)
@@ -310,15 +350,15 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 		return nil
 	}
 	r.duration = min(time.Since(r.start), w.version.Config.Timeout)
-	if r.tail != nil || r.status != "" {
+	if r.tail != nil || r.status != logs.StatusSuccess {
 		w.finish(r)
 	}
 	if r.tail != nil {
 		out.LogTail = r.tail.Bytes()
 	}
 	w.gate.Unlock()
-	if r.status != "" {
-		w.die(r.status)
+	if r.status != logs.StatusSuccess {
+		w.die(string(r.status))
 	}
 	return out
 }
@@ -353,7 +393,7 @@ func (w *Worker) handOut(r *run) *invocation.Outcome {
 	})
 	switch {
 	case errors.Is(err, errTimeout) && !errors.Is(err, rapi.ErrNotDelivered):
-		r.status, r.errType = "timeout", typeTimeout
+		r.status, r.errType = logs.StatusTimeout, typeTimeout
 		return timedOut(r.req.ID, timeout)
 	case errors.Is(err, rapi.ErrNotDelivered):
 		return nil
@@ -362,7 +402,7 @@ func (w *Worker) handOut(r *run) *invocation.Outcome {
 	case res.TooLarge:
 		return tooLarge()
 	case res.InvalidResponseMode:
-		r.status, r.errType = "error", typeBadMode
+		r.status, r.errType = logs.StatusError, typeBadMode
 		return unhandled(typeBadMode, fmt.Sprintf("RequestId: %s Error: Invalid function response mode", r.req.ID))
 	}
 	out := &invocation.Outcome{Payload: res.Body, Free: res.Release}
@@ -378,7 +418,7 @@ var errTimeout = errors.New("function timeout")
 func (w *Worker) crashed(r *run) *invocation.Outcome {
 	e := w.inst.Exit()
 	out := exited(r.req.ID, e)
-	r.status, r.errType, r.detail = "error", out.ErrorType, exitText(e)
+	r.status, r.errType, r.detail = logs.StatusError, out.ErrorType, exitText(e)
 	return out
 }
 
@@ -402,19 +442,20 @@ func (w *Worker) finish(r *run) {
 	w.drain()
 	id := r.req.ID
 	if r.detail != "" {
-		w.emit(r, "platform", fmt.Sprintf("RequestId: %s Error: %s", id, r.detail))
-		w.emit(r, "platform", r.errType)
+		for _, line := range logs.Crash(id, r.detail, r.errType) {
+			w.platform(r, line)
+		}
 	}
-	w.emit(r, "platform", logs.End(id))
+	w.platform(r, logs.End(id))
 	f := logs.ReportFields{
-		RequestID: id, Duration: r.duration, MemoryMB: w.version.Config.MemoryMB,
+		RequestID: id, Duration: r.duration, Timeout: w.version.Config.Timeout, MemoryMB: w.version.Config.MemoryMB,
 		MaxMemoryMB: int((w.inst.PeakMemory() + 1<<20 - 1) >> 20), Status: r.status, ErrorType: r.errType,
 	}
 	if r.first && !w.suppressed {
 		f.Init = &w.initDur
 	}
-	w.emit(r, "platform", logs.Report(f))
-	if r.status == "" && r.tail == nil {
+	w.platform(r, logs.Report(f))
+	if r.status == logs.StatusSuccess && r.tail == nil {
 		w.cur.CompareAndSwap(r, nil)
 	}
 }
@@ -449,6 +490,7 @@ const destroyTimeout = 30 * time.Second
 
 // destroy removes the instance and all that belongs to it, and waits for it.
 func (w *Worker) destroy() {
+	defer w.s.forget(w.id)
 	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
 	defer cancel()
 	w.inst.Kill()

@@ -1,0 +1,199 @@
+// Command lfxd runs AWS Lambda container functions on this host, without Docker.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"lfx.dev/lfxd/daemon"
+	"lfx.dev/lfxd/daemon/config"
+	"lfx.dev/lfxd/daemon/store"
+)
+
+// version is set at link time.
+var version = "dev"
+
+// Exit codes beside 0 and 1.
+const (
+	exitUsage  = 2
+	exitLocked = 75 // another lfxd has the state (sysexits: EX_TEMPFAIL)
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	err := root.Execute()
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, store.ErrLocked):
+		fmt.Fprintln(os.Stderr, "lfxd:", err)
+		return exitLocked
+	case errors.As(err, &usage):
+		fmt.Fprintln(os.Stderr, "lfxd:", err)
+		return exitUsage
+	}
+	fmt.Fprintln(os.Stderr, "lfxd:", err)
+	return 1
+}
+
+// usageError is a mistake on the command line or in the configuration.
+type usageError struct{ error }
+
+// Unwrap returns the cause.
+func (e usageError) Unwrap() error { return e.error }
+
+// flags are what the command line sets over the file.
+type flags struct {
+	config     string
+	withEngine bool
+	logLevel   string
+}
+
+func rootCommand() *cobra.Command {
+	var f flags
+	root := &cobra.Command{
+		Use:   "lfxd",
+		Short: "Run AWS Lambda container functions on this host, without Docker",
+		Example: "  lfxd --with-engine                  # containerd and BuildKit of its own, as children\n" +
+			"  lfxd --config /etc/lfxd/config.toml # a containerd and BuildKit that run already\n" +
+			"  lfxd down                           # stop it and give everything back",
+		Version: version, SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), f) },
+	}
+	root.PersistentFlags().StringVarP(&f.config, "config", "c", "", "configuration file (default "+config.Path+" if it exists)")
+	root.PersistentFlags().StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error (default: the configuration's)")
+	root.PersistentFlags().BoolVar(&f.withEngine, "with-engine", false, "start containerd and buildkitd as children, with private files")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		&cobra.Command{
+			Use: "serve", Short: "Run the daemon (the same as no command)", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), f) },
+		},
+		&cobra.Command{
+			Use: "down", Short: "Stop the daemon of this configuration and remove everything it left on the host", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), f) },
+		},
+		&cobra.Command{
+			Use: "check", Short: "Check the configuration and say nothing if it is right", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { _, err := load(f); return err },
+		},
+	)
+	return root
+}
+
+// load reads and checks the configuration.
+func load(f flags) (*config.Config, error) {
+	path := f.config
+	if path == "" {
+		path = config.Path
+	}
+	c, err := config.Load(path)
+	if f.config == "" && errors.Is(err, fs.ErrNotExist) {
+		c, err = config.Default(), nil
+	}
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if f.logLevel != "" {
+		if err := c.LogLevel.UnmarshalText([]byte(f.logLevel)); err != nil {
+			return nil, usageError{fmt.Errorf("--log-level: %q is none of debug, info, warn and error", f.logLevel)}
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+// prepare makes the options of a daemon that may run here.
+func prepare(f flags) (daemon.Options, error) {
+	c, err := load(f)
+	if err != nil {
+		return daemon.Options{}, err
+	}
+	if os.Getuid() != 0 {
+		return daemon.Options{}, errors.New("lfxd makes namespaces, cgroups and firewall rules, and must run as root: use sudo or systemd")
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	routeLogrus(log)
+	return daemon.Options{Config: c, WithEngine: f.withEngine, Version: version, Log: log}, nil
+}
+
+func serve(ctx context.Context, f flags) error {
+	opts, err := prepare(f)
+	if err != nil {
+		return err
+	}
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	d, err := daemon.Open(ctx, opts)
+	if err != nil {
+		return err
+	}
+	opts.Log.Info("ready", "version", version)
+	err = d.Run(ctx)
+	opts.Log.Info("stopping")
+	d.Close()
+	return err
+}
+
+// down ends a daemon that runs, or opens one without service to remove what a dead one left.
+func down(ctx context.Context, f flags) error {
+	opts, err := prepare(f)
+	if err != nil {
+		return err
+	}
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	return daemon.Down(ctx, opts)
+}
+
+// routeLogrus sends what containerd's and BuildKit's libraries log into ours.
+func routeLogrus(log *slog.Logger) {
+	logrus.SetOutput(discard{})
+	logrus.SetLevel(logrus.InfoLevel)
+	logrus.AddHook(hook{log})
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+type hook struct{ log *slog.Logger }
+
+// Levels implements logrus.Hook.
+func (hook) Levels() []logrus.Level { return logrus.AllLevels }
+
+// Fire implements logrus.Hook.
+func (h hook) Fire(e *logrus.Entry) error {
+	level := slog.LevelDebug
+	switch {
+	case e.Level <= logrus.ErrorLevel:
+		level = slog.LevelError
+	case e.Level == logrus.WarnLevel:
+		level = slog.LevelWarn
+	}
+	attrs := make([]any, 0, 2*len(e.Data))
+	for k, v := range e.Data {
+		attrs = append(attrs, k, v)
+	}
+	h.log.Log(context.Background(), level, e.Message, attrs...)
+	return nil
+}

@@ -1,0 +1,153 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+
+	"lfx.dev/lfxd/buildkit"
+	"lfx.dev/lfxd/cni"
+	"lfx.dev/lfxd/cni/firewall"
+	"lfx.dev/lfxd/daemon/engine"
+	"lfx.dev/lfxd/daemon/logs"
+)
+
+// openEngine starts or reaches containerd and buildkitd. With an engine of our own both answer when
+// it returns; a host's own is reached when it is needed.
+func (d *Daemon) openEngine(ctx context.Context) (err error) {
+	containerdAddress, buildkitAddress := d.cfg.Engine.ContainerdAddress, d.cfg.Engine.BuildkitAddress
+	if d.opts.WithEngine {
+		if containerdAddress != "" || buildkitAddress != "" {
+			return errors.New("--with-engine starts an engine of our own, but the configuration names one (engine.containerd_address, engine.buildkit_address): use one or the other")
+		}
+		if d.engine, err = engine.New(d.engineConfig()); err != nil {
+			return err
+		}
+		d.onClose(func() { d.close("engine", d.engine.Purge) })
+		if err := d.engine.Start(ctx); err != nil {
+			return err
+		}
+		containerdAddress, buildkitAddress = d.engine.ContainerdAddress(), d.engine.BuildkitAddress()
+	}
+	if containerdAddress == "" {
+		containerdAddress = filepath.Join(d.engineRunDir(), "sock", "containerd.sock")
+	}
+	if buildkitAddress == "" {
+		buildkitAddress = filepath.Join(d.engineRunDir(), "sock", "buildkitd.sock")
+	}
+	return d.connect(ctx, containerdAddress, buildkitAddress)
+}
+
+// connect makes the clients. containerd must answer: without it no function can run.
+func (d *Daemon) connect(ctx context.Context, containerdAddress, buildkitAddress string) (err error) {
+	containerdAddress = strings.TrimPrefix(containerdAddress, "unix://")
+	d.client, err = containerd.New(containerdAddress, containerd.WithDefaultNamespace(d.cfg.Namespace), containerd.WithTimeout(5*time.Second))
+	if err != nil {
+		return fmt.Errorf("containerd is not answering on %s: start lfxd with --with-engine, or start containerd: %w", containerdAddress, err)
+	}
+	d.onClose(func() { d.client.Close() }) //nolint:errcheck // nothing is left to do
+	if _, err := d.client.Version(ctx); err != nil {
+		return fmt.Errorf("containerd is not answering on %s: start lfxd with --with-engine, or start containerd: %w", containerdAddress, err)
+	}
+	if !strings.Contains(buildkitAddress, "://") {
+		buildkitAddress = "unix://" + buildkitAddress
+	}
+	if d.builder, err = buildkit.New(ctx, buildkitAddress, buildkit.Options{}); err != nil {
+		return err
+	}
+	d.onClose(func() { d.builder.Close() }) //nolint:errcheck // nothing is left to do
+	return nil
+}
+
+func (d *Daemon) engineRunDir() string { return filepath.Join(d.cfg.RunDir, "engine") }
+
+func (d *Daemon) engineConfig() engine.Config {
+	c := engine.Config{
+		BinDir: d.cfg.LibexecDir, StateDir: filepath.Join(d.cfg.StateDir, "engine"), RunDir: d.engineRunDir(),
+		Namespace: d.cfg.Namespace, BuildBridge: d.cfg.Network.BuildBridge, BuildSubnet: d.cfg.Network.BuildSubnet,
+		CgroupParent: d.cfg.CgroupParent, BuildMemory: hostMemory() / 2, Log: d.log,
+	}
+	if p, err := netip.ParsePrefix(d.cfg.Network.BuildSubnet); err == nil {
+		c.DNS = []string{p.Masked().Addr().Next().String()} // our forwarder on the build bridge
+	}
+	return c
+}
+
+// ociRuntime is the path of the OCI runtime.
+func (d *Daemon) ociRuntime() string {
+	if filepath.IsAbs(d.cfg.Engine.OCIRuntime) {
+		return d.cfg.Engine.OCIRuntime
+	}
+	return filepath.Join(d.cfg.LibexecDir, d.cfg.Engine.OCIRuntime)
+}
+
+// runtimeRoot is the OCI runtime's private state directory.
+func (d *Daemon) runtimeRoot() string {
+	if d.engine != nil {
+		return d.engine.RuncRoot()
+	}
+	return filepath.Join(d.cfg.RunDir, "runc")
+}
+
+// networkConfig translates the configuration, which was validated.
+func (d *Daemon) networkConfig() (c cni.Config, err error) {
+	n := d.cfg.Network
+	c = cni.Config{
+		Bridge: n.Bridge, BuildBridge: n.BuildBridge, Table: n.Table, MTU: n.MTU,
+		BinDir: d.cfg.LibexecDir, RunDir: filepath.Join(d.cfg.RunDir, "net"), Log: d.log,
+	}
+	if c.Subnet, err = netip.ParsePrefix(n.Subnet); err != nil {
+		return c, err
+	}
+	if c.BuildSubnet, err = netip.ParsePrefix(n.BuildSubnet); err != nil {
+		return c, err
+	}
+	for _, s := range n.DNS {
+		up, err := upstream(s)
+		if err != nil {
+			return c, err
+		}
+		c.DNSUpstreams = append(c.DNSUpstreams, up)
+	}
+	for _, s := range n.Allow {
+		e, err := firewall.ParseEgress(s)
+		if err != nil {
+			return c, err
+		}
+		c.Allow = append(c.Allow, e)
+	}
+	return c, nil
+}
+
+// upstream reads "address" or "address:port".
+func upstream(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, 53), nil
+	}
+	return netip.ParseAddrPort(s)
+}
+
+// gatewayAddr is the functions' gateway, where DNS answers.
+func (d *Daemon) gatewayAddr() netip.Addr {
+	p, err := netip.ParsePrefix(d.cfg.Network.Subnet)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return p.Masked().Addr().Next()
+}
+
+func (d *Daemon) contextLimits() buildkit.Limits {
+	l := buildkit.DefaultLimits()
+	l.Bytes, l.Entries = int64(d.cfg.Build.ContextLimit), d.cfg.Build.ContextEntries
+	return l
+}
+
+func (d *Daemon) logOptions() logs.Options {
+	return logs.Options{MaxBytesPerFunction: int64(d.cfg.Logs.MaxBytesPerFunction), Log: d.log}
+}
