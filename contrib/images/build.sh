@@ -118,6 +118,9 @@ finish() {
 	mkdir -p "$t/var/task" "$t/var/runtime" "$t/var/lang/bin" "$t/opt/extensions" "$t/tmp" "$t/home/sbx_user1051" \
 		"$t/var/cache" "$t/var/log" "$t/proc" "$t/sys" "$t/dev" "$t/run"
 	chmod 1777 "$t/tmp" "$t/var/tmp"
+	rm -rf "$t/var/run" "$t/var/lock" "$t/etc/rmt"
+	ln -s /run "$t/var/run"
+	ln -s /run/lock "$t/var/lock"
 	cp "$t/usr/share/base-passwd/passwd.master" "$t/etc/passwd"
 	cp "$t/usr/share/base-passwd/group.master" "$t/etc/group"
 	echo 'sbx_user1051:x:1000:1000::/home/sbx_user1051:/bin/sh' >>"$t/etc/passwd"
