@@ -144,7 +144,8 @@ func (s *script) process(args []string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(s.t.Context(), os.Args[0], args[1:]...)
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), lfxctlVariable+"=1")
+	// Under -race a process waits a second before it exits, unless told not to.
+	cmd.Env = append(os.Environ(), lfxctlVariable+"=1", "GORACE=atexit_sleep_ms=0")
 	for k, v := range s.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
