@@ -43,8 +43,9 @@ func (c *checker) bases(df *Dockerfile, stages []instructions.Stage, meta []inst
 	slices.Sort(w.used)
 	for _, i := range w.used {
 		for _, ref := range w.refs[i] {
-			if !slices.Contains(df.Bases, ref) {
-				df.Bases = append(df.Bases, ref)
+			if _, known := df.lines[ref.name]; !known {
+				df.Bases = append(df.Bases, ref.name)
+				df.lines[ref.name] = ref.line
 			}
 		}
 	}
@@ -122,7 +123,13 @@ type walker struct {
 	stages []instructions.Stage
 	seen   map[int]bool
 	used   []int
-	refs   map[int][]string // images a stage names, by stage
+	refs   map[int][]mention // images a stage names, by stage
+}
+
+// mention is an image and where it is named.
+type mention struct {
+	name string
+	line int
 }
 
 func (w *walker) visit(i int) {
@@ -132,17 +139,17 @@ func (w *walker) visit(i int) {
 	w.seen[i] = true
 	w.used = append(w.used, i)
 	st := &w.stages[i]
-	w.from(i, st.BaseName, false)
+	w.from(i, st.BaseName, lineOf(st.Location), false)
 	for _, cmd := range st.Commands {
 		switch cmd := cmd.(type) {
 		case *instructions.CopyCommand:
 			if cmd.From != "" {
-				w.from(i, cmd.From, true)
+				w.from(i, cmd.From, lineOf(cmd.Location()), true)
 			}
 		case *instructions.RunCommand:
 			for _, m := range instructions.GetMounts(cmd) {
 				if m.From != "" {
-					w.from(i, m.From, true)
+					w.from(i, m.From, lineOf(cmd.Location()), true)
 				}
 			}
 		}
@@ -151,7 +158,7 @@ func (w *walker) visit(i int) {
 
 // from notes what stage i takes from a name: another stage, scratch, or an image. Only COPY and
 // mounts know stages by number.
-func (w *walker) from(i int, name string, numbers bool) {
+func (w *walker) from(i int, name string, line int, numbers bool) {
 	if n := stageOf(w.stages, i, name); n >= 0 && (numbers || strings.EqualFold(w.stages[n].Name, name)) {
 		w.visit(n)
 		return
@@ -163,9 +170,9 @@ func (w *walker) from(i int, name string, numbers bool) {
 		return // BuildKit says where
 	}
 	if w.refs == nil {
-		w.refs = map[int][]string{}
+		w.refs = map[int][]mention{}
 	}
-	w.refs[i] = append(w.refs[i], name)
+	w.refs[i] = append(w.refs[i], mention{name, line})
 }
 
 // root returns the image at the bottom of a stage, empty for scratch.

@@ -159,6 +159,14 @@ type build struct {
 	rec    *recorder
 	attrs  map[string]string // for the frontend
 	bases  []Base
+
+	unresolved *unresolved // the base image that stopped the build, if one did
+}
+
+// unresolved is a base image that cannot be had, and why.
+type unresolved struct {
+	name string
+	err  error
 }
 
 // newBuild checks the request.
@@ -264,6 +272,7 @@ func (b *build) run(ctx context.Context, gw gwclient.Client) (*gwclient.Result, 
 	for _, name := range b.df.Bases {
 		base, pinned, err := b.resolve(ctx, gw, name)
 		if err != nil {
+			b.unresolved = &unresolved{name, err}
 			return nil, err
 		}
 		b.bases = append(b.bases, base)
@@ -353,7 +362,7 @@ func (b *build) explain(outer, inner context.Context, err error) error {
 			return fmt.Errorf("build of %s: %w", b.req.ID, b.client.unavailable(inner, err))
 		}
 	}
-	return newBuildError(b.req, b.rec, err)
+	return b.newBuildError(err)
 }
 
 // contextFS shows a mirror to BuildKit with every time set to sourceDateEpoch, so that layers do not

@@ -42,6 +42,7 @@ type Dockerfile struct {
 	Bases []string
 
 	stages map[string]bool // names of stages, in lower case
+	lines  map[string]int  // where each base is first named
 }
 
 // DockerfileError is one thing that is wrong with a Dockerfile. Its class is invalid argument.
@@ -99,7 +100,7 @@ func CheckDockerfile(contents []byte, opts CheckOptions) (*Dockerfile, error) {
 	if err != nil {
 		return nil, errors.Join(append(c.found, c.located(err))...)
 	}
-	df := &Dockerfile{Syntax: syntax, stages: map[string]bool{}}
+	df := &Dockerfile{Syntax: syntax, stages: map[string]bool{}, lines: map[string]int{}}
 	c.bases(df, stages, meta, tree.EscapeToken)
 	if len(c.found) > 0 {
 		return nil, errors.Join(c.found...)

@@ -50,16 +50,29 @@ func (e *BuildError) Error() string {
 // Unwrap returns the class and BuildKit's own error.
 func (e *BuildError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondition, e.cause} }
 
+// sentences are BuildKit's errors that can be said better; the first one that matches counts.
+var sentences = []struct {
+	pattern *regexp.Regexp
+	text    string
+}{
+	{regexp.MustCompile(`did not complete successfully: exit code: (\d+)`), "the command ended with exit code $1"},
+	{regexp.MustCompile(`failed to calculate checksum of ref \S+ (".*"): not found`), "$1 is not in the folder, or .dockerignore leaves it out"},
+	{regexp.MustCompile(`source (".*") denied by policy`), "ADD $1 is not allowed: fetch it in a RUN step, or put the file into the folder and COPY it"},
+}
+
 var (
-	exitCode   = regexp.MustCompile(`did not complete successfully: (exit code: \d+|.*)$`)
 	stepPrefix = regexp.MustCompile(`^\[[^\]]*\] `)
 	noise      = regexp.MustCompile(`^(failed to solve: |failed to run Build function: |dockerfile parse error on line \d+: |rpc error: code = \S+ desc = |process ".*" )+`)
 )
 
 // newBuildError distils BuildKit's error: where, which command, and what it printed.
-func newBuildError(req Request, r *recorder, err error) *BuildError {
-	e := &BuildError{Function: req.ID, File: req.dockerfile(), cause: err}
-	step, reason, output := r.failure()
+func (b *build) newBuildError(err error) *BuildError {
+	e := &BuildError{Function: b.req.ID, File: b.req.dockerfile(), cause: err}
+	if u := b.unresolved; u != nil { // what comes back from BuildKit has lost our own words
+		e.Line, e.Reason = b.df.lines[u.name], u.err.Error()
+		return e
+	}
+	step, reason, output := b.rec.failure()
 	e.Step, e.Output = stepPrefix.ReplaceAllString(step, ""), output
 	if reason == "" {
 		reason = err.Error()
@@ -75,8 +88,10 @@ func newBuildError(req Request, r *recorder, err error) *BuildError {
 }
 
 func plainReason(s string) string {
-	if m := exitCode.FindStringSubmatch(s); m != nil {
-		return "the command ended with " + strings.Replace(m[1], "code: ", "code ", 1)
+	for _, known := range sentences {
+		if m := known.pattern.FindStringSubmatchIndex(s); m != nil {
+			return string(known.pattern.ExpandString(nil, known.text, s, m))
+		}
 	}
 	return noise.ReplaceAllString(s, "")
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -84,7 +85,19 @@ func (s *Store) Pull(ctx context.Context, pinned string) (Info, error) {
 		}
 		return Info{}, remoteError(name, err)
 	}
-	return s.Inspect(ctx, name)
+	return s.accept(ctx, name)
+}
+
+// accept inspects an image that has just arrived and drops its name when it is refused.
+func (s *Store) accept(ctx context.Context, name string) (Info, error) {
+	info, err := s.Inspect(ctx, name)
+	var refused *Error
+	if errors.As(err, &refused) {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoFor)
+		defer cancel()
+		err = errors.Join(err, s.Remove(undo, name))
+	}
+	return info, err
 }
 
 // adopt gives an image that the store has under any name its pinned name.

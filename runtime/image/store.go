@@ -109,7 +109,7 @@ func (s *Store) Annotate(ctx context.Context, ref string, annotations map[string
 	if err != nil {
 		return Info{}, fmt.Errorf("annotate image %s: %w", ref, err)
 	}
-	info, manifest, err := s.inspect(ctx, ref, img.Target)
+	_, manifest, err := s.inspect(ctx, ref, img.Target)
 	if err != nil {
 		return Info{}, err
 	}
@@ -129,8 +129,7 @@ func (s *Store) Annotate(ctx context.Context, ref string, annotations map[string
 	if err != nil {
 		return Info{}, fmt.Errorf("annotate image %s: %w", ref, err)
 	}
-	info, err = s.Inspect(ctx, newName)
-	return info, err
+	return s.Inspect(ctx, newName)
 }
 
 // asOCI translates Docker's media types; the blobs are the same.
@@ -268,7 +267,8 @@ func carries(have, want map[string]string) bool {
 }
 
 // Import reads an archive (OCI layout or docker save) into the store and returns the names that are
-// in it, existing ones then pointing to the new images.
+// in it, existing ones then pointing to the new images. Names of images that Inspect refuses are
+// dropped again.
 func (s *Store) Import(ctx context.Context, archive io.Reader) ([]string, error) {
 	imgs, err := s.client.Import(ctx, archive, containerd.WithImportPlatform(s.opts.Platform))
 	if err != nil {
@@ -276,7 +276,7 @@ func (s *Store) Import(ctx context.Context, archive io.Reader) ([]string, error)
 	}
 	var names []string
 	for _, img := range imgs {
-		if _, err := s.Inspect(ctx, img.Name); err != nil {
+		if _, err := s.accept(ctx, img.Name); err != nil {
 			return names, fmt.Errorf("import images: %w", err)
 		}
 		names = append(names, img.Name)
