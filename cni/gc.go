@@ -12,9 +12,14 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sync/errgroup"
 
 	"lfx.dev/lfxd/cni/firewall"
 )
+
+// collectParallel is how many attachments are taken apart at a time: most of a DEL waits for the
+// kernel, and instances that start meanwhile want its attention too.
+const collectParallel = 4
 
 // GC removes every attachment whose id is not in validIDs, and what carries no id at all: damaged address
 // files, veths that nobody claimed, elements of the firewall's sets, addresses of builds when no
@@ -27,11 +32,22 @@ func (m *Manager) GC(ctx context.Context, validIDs []string) error {
 	}
 	known, err := m.known(ctx)
 	errs := []error{err}
+	var g errgroup.Group
+	g.SetLimit(collectParallel)
+	var mu sync.Mutex // guards errs while g runs
 	for id := range known {
-		if !valid[id] {
-			errs = append(errs, m.collect(ctx, id))
+		if valid[id] {
+			continue
 		}
+		g.Go(func() error {
+			err := m.collect(ctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+			return nil
+		})
 	}
+	_ = g.Wait() // the errors are in errs
 	errs = append(errs, m.collectUnclaimed(), m.collectAddresses(), m.collectElements(ctx), m.pluginGC(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("collect network leftovers: %w", err)

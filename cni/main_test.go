@@ -10,76 +10,22 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/cni/internal/nstest"
 )
 
-const insideEnv = "LFX_CNI_TEST_INSIDE"
-
-// TestMain runs the tests in a network namespace and a mount namespace of their own: netlink sockets, nft and the
-// plugins that goroutines start on any thread then all see the private network, and nothing is left on the machine.
-func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(insideEnv) != "" {
-		if os.Getuid() == 0 {
-			if err := prepareInside(); err != nil {
-				fmt.Fprintln(os.Stderr, "private network namespace:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	os.Exit(runInside())
-}
-
-// runInside executes this test binary again inside and returns its exit code.
-func runInside() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	signal.Ignore(os.Interrupt) // the child has it from the terminal
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		return exit.ExitCode()
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "private network namespace:", err)
-		return 1
-	}
-	return 0
-}
-
-func prepareInside() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(lo)
-}
-
-// needRoot skips where network namespaces cannot be made.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: network namespaces, nftables")
-	}
-}
+func TestMain(m *testing.M) { nstest.Main(m) }
 
 // plugins returns the directory of the CNI plugins or skips.
 func plugins(t *testing.T) string {
 	t.Helper()
-	needRoot(t)
+	nstest.NeedRoot(t)
 	dir := os.Getenv("LFX_CNI_BIN")
 	if dir == "" {
 		dir, _ = filepath.Abs("../build/engine")

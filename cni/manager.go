@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -13,8 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"lfx.dev/lfxd/cni/dns"
 	"lfx.dev/lfxd/cni/firewall"
@@ -85,11 +82,9 @@ func New(c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	// a plugin's complaint is in the error it prints on stdout; its stderr must not mix with ours
-	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: io.Discard}, PluginDecoder: version.PluginDecoder{}}
 	return &Manager{
 		conf: c, functions: functions, builds: builds, firewall: fw, live: map[string]live{},
-		cni: libcni.NewCNIConfigWithCacheDir([]string{c.BinDir}, c.cniDir(), exec),
+		cni: libcni.NewCNIConfigWithCacheDir([]string{c.BinDir}, c.cniDir(), pluginExec{}),
 	}, nil
 }
 
