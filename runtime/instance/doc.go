@@ -9,11 +9,10 @@
 //
 // # Life of an instance
 //
-//	          Create                                     the runtime or lfx-init ends
-//	creating ────────► created ───────────► started ─────────────────────────► exited
-//	   │                  └──────── killed while parked ────────────────────────► │
-//	   │ a step failed                                                    Destroy │
-//	   └────────────────────────────────► removed ◄───────────────────────────────┘
+//	creating ───► created ───► started ───► exited ───► removed
+//	    │            │                        ▲            ▲
+//	    ├────────────┴── killed while parked ─┘            │
+//	    └─────────────── a step before the task failed ────┘
 //
 // Create's order cannot leak: a record on tmpfs is written before anything external exists, and everything external is named from
 // the instance's ID:

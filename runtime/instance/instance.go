@@ -57,6 +57,7 @@ type Instance struct {
 	released    chan struct{}
 	releaseOnce sync.Once
 	outOfMemory atomic.Bool
+	broken      atomic.Bool // Destroy has failed
 	watching    bool
 
 	destroying sync.Mutex // held by Destroy as a whole
@@ -197,6 +198,7 @@ func (i *Instance) Destroy(ctx context.Context) error {
 		_ = i.listener.Close()
 	}
 	if err := i.m.sweep(ctx, i.rec, i.nsPath()); err != nil {
+		i.broken.Store(true) // Reconcile may go on with it
 		return err
 	}
 	err := i.release()
@@ -220,7 +222,11 @@ func (i *Instance) stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("instance %s does not end after SIGKILL: %w", i.id, context.Cause(ctx))
 	}
-	<-i.exited
+	select {
+	case <-i.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("instance %s has ended, but its last report does not come: %w", i.id, context.Cause(ctx))
+	}
 	return nil
 }
 

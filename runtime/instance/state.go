@@ -40,7 +40,7 @@ func (s State) to(next State) (State, error) {
 	ok := false
 	switch s {
 	case Creating:
-		ok = next == Created || next == Removed
+		ok = next == Created || next == Exited || next == Removed
 	case Created:
 		ok = next == Started || next == Exited
 	case Started:

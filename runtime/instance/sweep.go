@@ -159,10 +159,15 @@ func (m *Manager) Reconcile(ctx context.Context, keep func(id string) bool) (rem
 	}
 	var errs []error
 	for id, r := range found {
-		if m.liveOne(id) != nil || keep(id) {
+		live := m.liveOne(id)
+		if live == nil && keep(id) || live != nil && !live.broken.Load() {
 			continue
 		}
-		if err := m.finish(ctx, r); err != nil {
+		finish := func() error { return m.finish(ctx, r) }
+		if live != nil {
+			finish = func() error { return live.Destroy(ctx) }
+		}
+		if err := finish(); err != nil {
 			errs = append(errs, err)
 			continue
 		}
