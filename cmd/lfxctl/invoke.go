@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 
@@ -63,7 +65,7 @@ func (a *app) invoke(cmd *cobra.Command, c *client.Client, name string, flags *i
 		Name: target, Qualifier: flags.qualifier, Payload: payload, LogTail: flags.log,
 	})
 	if err != nil {
-		return err
+		return invokeFailure(err, name, target, flags.qualifier)
 	}
 	if *flags.output == outputJSON {
 		err = a.printJSON(newInvokeOutput(result))
@@ -104,6 +106,19 @@ func invokeTarget(ctx context.Context, c *client.Client, name string, s scope) (
 		key = found.Key
 	}
 	return function.Account(key.Environment) + ":function:" + key.Function, nil
+}
+
+// invokeFailure words an unknown function as it was named: the daemon speaks of the account that
+// invokeTarget made of its environment.
+func invokeFailure(err error, name, target, qualifier string) error {
+	refused, ok := errors.AsType[*client.InvokeError](err)
+	if !ok || name == target {
+		return err
+	}
+	if refused.Status == http.StatusForbidden || refused.Status == http.StatusNotFound && qualifier == "" {
+		return fmt.Errorf("there is no function %s: `lfxctl ls` lists them", name)
+	}
+	return err
 }
 
 // payload reads the event. It must be JSON: the daemon would refuse it, less precisely.

@@ -50,7 +50,7 @@ functions, each line headed by its function. With -f it goes on until Ctrl-C.`,
 }
 
 func (a *app) logs(cmd *cobra.Command, c *client.Client, name string, flags *logsFlags) error {
-	query := client.LogQuery{Follow: flags.follow, Limit: flags.limit}
+	query := client.LogQuery{Follow: flags.follow, Limit: flags.limit, RequestID: flags.request}
 	query.Environment = flags.environment()
 	var err error
 	if query.Since, err = parseSince(flags.since, a.now()); err != nil {
@@ -60,7 +60,7 @@ func (a *app) logs(cmd *cobra.Command, c *client.Client, name string, flags *log
 		return usagef("--limit %d is negative: give a number of lines", flags.limit)
 	}
 	if flags.request != "" {
-		// Filtered here, so the limit must not cut before the filter.
+		// One invocation is shown whole. The printer filters too, for what arrives while following.
 		query.Limit = 0
 	}
 	if name != "" {

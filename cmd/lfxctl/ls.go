@@ -18,6 +18,7 @@ func (a *app) lsCommand() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the deployed functions",
+		Long:    `Ls lists the functions of the active releases. To AWS clients an environment is an account; its id is in their ARNs.`,
 		Example: `  lfxctl ls
   lfxctl ls --project shop --env staging
   lfxctl ls -o json | jq -r '.[].arn'`,
@@ -45,13 +46,13 @@ func (a *app) printFunctions(functions []api.FunctionSummary) {
 		fmt.Fprintln(a.stderr, "no functions: `lfxctl deploy` deploys the project in the current directory")
 		return
 	}
-	t := &table{head: []string{"PROJECT", "ENV", "FUNCTION", "VERSION", "RELEASE", "MEMORY", "TIMEOUT", "INSTANCES", "PORT", "DEPLOYED"}}
+	t := &table{head: []string{"PROJECT", "ENV", "ACCOUNT", "FUNCTION", "VERSION", "RELEASE", "MEMORY", "TIMEOUT", "INSTANCES", "PORT", "DEPLOYED"}}
 	for _, f := range functions {
 		name := f.Function
 		if f.Default {
 			name += " (default)"
 		}
-		t.add(text("%s", f.Project), text("%s", f.Environment.Name), text("%s", name), text("%d", f.Version), text("%d", f.Release),
+		t.add(text("%s", f.Project), text("%s", f.Environment.Name), text("%s", f.Account), text("%s", name), text("%d", f.Version), text("%d", f.Release),
 			text("%s", memory(f.MemoryMB)), text("%s", f.Timeout), text("%s", instances(f)), text("%s", number(f.Port)), text("%s", a.ago(f.Deployed)))
 	}
 	a.print(t)

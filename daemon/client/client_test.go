@@ -376,7 +376,7 @@ func TestInvokeIsNeverSentTwice(t *testing.T) {
 func TestLogs(t *testing.T) {
 	since := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		want := "environment=default&function=hello&limit=5&project=shop&since=2026-01-02T03%3A04%3A05Z"
+		want := "environment=default&function=hello&limit=5&project=shop&request_id=r-1&since=2026-01-02T03%3A04%3A05Z"
 		if got := r.URL.RawQuery; got != want {
 			t.Errorf("got query %s, want %s", got, want)
 		}
@@ -385,7 +385,7 @@ func TestLogs(t *testing.T) {
 		}
 	})
 	var got []string
-	query := LogQuery{Key: function.Key{Environment: function.Environment{Project: "shop", Name: "default"}, Function: "hello"}, Since: since, Limit: 5}
+	query := LogQuery{Key: function.Key{Environment: function.Environment{Project: "shop", Name: "default"}, Function: "hello"}, Since: since, Limit: 5, RequestID: "r-1"}
 	if err := c.Logs(t.Context(), query, func(e api.LogEntry) { got = append(got, e.Message) }); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,8 @@ type LogQuery struct {
 	Since time.Time
 	// Limit is the number of latest entries to start with; zero is the daemon's default.
 	Limit int
+	// RequestID selects the entries of one invocation; empty selects all.
+	RequestID string
 }
 
 // Logs hands the entries to each, oldest first, until the daemon has sent all; with Follow until
@@ -66,6 +68,9 @@ func (q LogQuery) values() url.Values {
 	}
 	if q.Limit > 0 {
 		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if q.RequestID != "" {
+		v.Set("request_id", q.RequestID)
 	}
 	return v
 }
