@@ -19,11 +19,11 @@ import (
 // child (bridge starts host-local) hangs and holds the pipe: the plugin gets a process group, and the group is killed.
 type pluginExec struct{ version.PluginDecoder }
 
-var _ invoke.Exec = pluginExec{}
+var _ invoke.Exec = (*pluginExec)(nil)
 
 // ExecPlugin runs the plugin at path and returns what it printed. A plugin that fails explains itself
 // on stdout, as CNI wants it; its stderr is dropped, because ours is for our log.
-func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	const tries = 5
 	for i := 1; ; i++ {
 		out, err := execOnce(ctx, path, stdin, environ)
@@ -70,6 +70,6 @@ func pluginError(stdout []byte, err error) error {
 }
 
 // FindInPath finds the plugin in the configured directory.
-func (pluginExec) FindInPath(plugin string, paths []string) (string, error) {
+func (*pluginExec) FindInPath(plugin string, paths []string) (string, error) {
 	return invoke.FindInPath(plugin, paths)
 }

@@ -84,7 +84,7 @@ func New(c Config) (*Manager, error) {
 	}
 	return &Manager{
 		conf: c, functions: functions, builds: builds, firewall: fw, live: map[string]live{},
-		cni: libcni.NewCNIConfigWithCacheDir([]string{c.BinDir}, c.cniDir(), pluginExec{}),
+		cni: libcni.NewCNIConfigWithCacheDir([]string{c.BinDir}, c.cniDir(), &pluginExec{}),
 	}, nil
 }
 
