@@ -335,7 +335,7 @@ func TestBitFlips(t *testing.T) {
 	}
 	detected := 0
 	random := rand.New(rand.NewPCG(1, 2))
-	for i := range 300 {
+	for i := range 160 {
 		bad := append([]byte(nil), good...)
 		at := random.IntN(len(bad))
 		if i < 100 {
@@ -359,7 +359,7 @@ func TestBitFlips(t *testing.T) {
 	if detected == 0 {
 		t.Error("not one flip was detected")
 	}
-	t.Logf("%d of 300 flips refused, the others hit unused bytes", detected)
+	t.Logf("%d of 160 flips refused, the others hit unused bytes", detected)
 }
 
 func describe(v *store.Snapshot) string {
