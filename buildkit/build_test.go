@@ -336,3 +336,44 @@ func TestBuildManifest(t *testing.T) {
 		t.Errorf("architecture %s", spec.Architecture)
 	}
 }
+
+// A build that loses buildkitd says so, and the same client builds again after a restart.
+func TestBuildkitdRestart(t *testing.T) {
+	e := testEngine(t)
+	dir := tree(t, map[string]string{"Dockerfile": "FROM " + testBase + "\nRUN [\"tool\", \"sleep\"]\n"})
+	sleeping := make(chan struct{})
+	var once sync.Once
+	failed := make(chan error, 1)
+	go func() {
+		_, err := e.bk.Build(context.Background(), Request{ID: "slow", ContextDir: dir, ImageName: imageName(t)}, func(s *bkclient.SolveStatus) {
+			if len(s.Logs) > 0 {
+				once.Do(func() { close(sleeping) })
+			}
+		})
+		failed <- err
+	}()
+	<-sleeping
+	last := len(e.stop) - 1
+	e.kill()
+	e.stop[last]()
+	e.killTasks()
+	e.stop = e.stop[:last]
+	if err := <-failed; err == nil {
+		t.Error("the build outlived buildkitd")
+	} else if !errdefs.IsUnavailable(err) && !strings.Contains(err.Error(), "slow") {
+		t.Errorf("Build = %v", err)
+	} else {
+		t.Log(err)
+	}
+	if _, err := e.bk.Info(context.Background()); !errdefs.IsUnavailable(err) {
+		t.Errorf("Info without a buildkitd = %v", err)
+	}
+	if err := e.spawn(e.bin, "buildkitd"); err != nil {
+		t.Fatal(err)
+	}
+	if err := poll(func() error { _, err := e.bk.Info(context.Background()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	dir = tree(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"})
+	mustBuild(t, e, Request{ID: "f", ContextDir: dir, ImageName: imageName(t)})
+}

@@ -33,7 +33,9 @@ type engine struct {
 	client *containerd.Client
 	bk     *Client
 	dir    string
+	bin    string
 	stop   []func()
+	kill   func() // ends the daemon that was started last at once
 }
 
 var shared struct {
@@ -84,7 +86,7 @@ func startEngine(bin string) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{dir: dir}
+	e := &engine{dir: dir, bin: bin}
 	defer func() {
 		if err != nil {
 			e.close()
@@ -94,8 +96,8 @@ func startEngine(bin string) (_ *engine, err error) {
 	files := map[string]string{
 		"containerd.toml": fmt.Sprintf("version = 3\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\", \"io.containerd.grpc.v1.cri\", \"io.containerd.nri.v1.nri\"]\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
 			dir+"/root", dir+"/state", sock, sock+".ttrpc"),
-		"buildkitd.toml": fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = true\naddress = %q\nnamespace = %q\nnetworkMode = \"host\"\nsnapshotter = \"overlayfs\"\n[cdi]\ndisabled = true\n[frontend.\"gateway.v0\"]\nenabled = false\n[otel]\nsocketPath = %q\n",
-			dir+"/bk", "unix://"+bksock, sock, testNamespace, dir+"/otel.sock"),
+		"buildkitd.toml": fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = true\naddress = %q\nnamespace = %q\nnetworkMode = \"host\"\nsnapshotter = \"overlayfs\"\ndefaultCgroupParent = %q\n[cdi]\ndisabled = true\n[frontend.\"gateway.v0\"]\nenabled = false\n[otel]\nsocketPath = %q\n",
+			dir+"/bk", "unix://"+bksock, sock, testNamespace, "/"+filepath.Base(dir), dir+"/otel.sock"),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -137,6 +139,7 @@ func (e *engine) spawn(bin, name string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	e.kill = func() { cmd.Process.Kill() }
 	e.stop = append(e.stop, func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		timer := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
@@ -156,6 +159,7 @@ func (e *engine) close() {
 		e.bk.Close()
 	}
 	if e.client != nil {
+		e.killTasks()
 		e.client.Close()
 	}
 	for i := len(e.stop) - 1; i >= 0; i-- {
@@ -170,6 +174,30 @@ func (e *engine) close() {
 		}
 	}
 	os.RemoveAll(e.dir)
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		for _, depth := range []string{"/*", ""} {
+			groups, _ := filepath.Glob(pattern + filepath.Base(e.dir) + depth)
+			for _, g := range groups {
+				syscall.Rmdir(g) // files in it are the kernel's and fail to go
+			}
+		}
+	}
+}
+
+// killTasks ends the steps that a killed buildkitd left running.
+func (e *engine) killTasks() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	all, err := e.client.Containers(ctx)
+	if err != nil {
+		return
+	}
+	for _, c := range all {
+		if task, err := c.Task(ctx, nil); err == nil {
+			task.Delete(ctx, containerd.WithProcessKill)
+		}
+		c.Delete(ctx)
+	}
 }
 
 // poll tries until it works, for at most 30 seconds.
