@@ -16,8 +16,6 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
-
-	"lfx.dev/lfxd/cni/firewall"
 )
 
 // Interface is the name of the interface inside an instance's namespace.
@@ -364,6 +362,3 @@ func (m *Manager) Attachments(ctx context.Context) ([]Attachment, error) {
 	slices.SortFunc(list, func(a, b Attachment) int { return strings.Compare(a.ID, b.ID) })
 	return list, nil
 }
-
-// pins is what the firewall should hold, for tests and the doctor.
-func (m *Manager) pins() []firewall.Pin { return m.firewall.Pins() }
