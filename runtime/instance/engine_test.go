@@ -107,7 +107,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri","io.containerd.cri.v1.runtime","
 	e.cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	e.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := e.cmd.Start(); err != nil {
+	if err := startOnOwnThread(e.cmd); err != nil {
 		return nil, err
 	}
 	if e.client, err = containerd.New(dir+"/c.sock", containerd.WithTimeout(20*time.Second)); err != nil {
@@ -120,6 +120,18 @@ disabled_plugins = ["io.containerd.grpc.v1.cri","io.containerd.cri.v1.runtime","
 		return nil, err
 	}
 	return e, e.importImage()
+}
+
+// startOnOwnThread starts a command whose Pdeathsig must mean the end of this process: the kernel sends it when the starting
+// thread ends, and inNetns ends threads.
+func startOnOwnThread(cmd *exec.Cmd) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		started <- cmd.Start()
+		select {} // keeps the thread until the process ends
+	}()
+	return <-started
 }
 
 func buildGo(out, pkg string) error {

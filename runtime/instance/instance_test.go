@@ -334,7 +334,7 @@ func leftovers(t *testing.T, m *Manager, e *testEngine, id string) []string {
 		add(err == nil, p)
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	add(strings.Contains(string(mounts), "/"+id+"/"), "mount")
+	add(strings.Contains(string(mounts), e.dir+"/state/io.containerd.runtime.v2.task/"+testNamespace+"/"+id+"/"), "mount")
 	return left
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 // inNetns runs fn on a thread that has entered the network namespace ns. Sockets made by fn belong to that
-// namespace for good and can be used from anywhere. The thread is thrown away.
+// namespace for good and can be used from anywhere. The thread is thrown away; mind that children started with Pdeathsig get
+// their signal when the thread that started them ends, so start such children from a thread of their own.
 func inNetns(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	// Ends with fn, which inNetns waits for.
