@@ -175,7 +175,7 @@ func (e *engine) close() {
 	}
 	os.RemoveAll(e.dir)
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		for _, depth := range []string{"/*", ""} {
+		for _, depth := range []string{"/*/*", "/*", ""} {
 			groups, _ := filepath.Glob(pattern + filepath.Base(e.dir) + depth)
 			for _, g := range groups {
 				syscall.Rmdir(g) // files in it are the kernel's and fail to go

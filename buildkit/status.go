@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -11,6 +12,13 @@ import (
 
 // tailLines is how much of a failing step's output an error carries.
 const tailLines = 20
+
+// stderrLines is how many of them are kept for standard error, which BuildKit reads apart from
+// standard output and may deliver early.
+const stderrLines = 5
+
+// stderr is the stream of a log that is standard error.
+const stderr = 2
 
 // maxTail bounds what is remembered of one step's output, in bytes.
 const maxTail = 16 << 10
@@ -27,6 +35,7 @@ type recorder struct {
 	full   bool
 	names  map[digest.Digest]string
 	tails  map[digest.Digest][]byte
+	errs   map[digest.Digest][]byte // standard error alone
 	failed digest.Digest
 	reason string
 }
@@ -35,7 +44,7 @@ func newRecorder(id string, limit int64, send func(*bkclient.SolveStatus)) *reco
 	if send == nil {
 		send = func(*bkclient.SolveStatus) {}
 	}
-	return &recorder{id: id, limit: limit, send: send, names: map[digest.Digest]string{}, tails: map[digest.Digest][]byte{}}
+	return &recorder{id: id, limit: limit, send: send, names: map[digest.Digest]string{}, tails: map[digest.Digest][]byte{}, errs: map[digest.Digest][]byte{}}
 }
 
 // status takes one status from BuildKit. The caller gives it away.
@@ -48,8 +57,10 @@ func (r *recorder) status(s *bkclient.SolveStatus) {
 		}
 	}
 	for _, l := range s.Logs {
-		t := append(r.tails[l.Vertex], l.Data...)
-		r.tails[l.Vertex] = t[max(0, len(t)-maxTail):]
+		r.tails[l.Vertex] = appendTail(r.tails[l.Vertex], l.Data)
+		if l.Stream == stderr {
+			r.errs[l.Vertex] = appendTail(r.errs[l.Vertex], l.Data)
+		}
 	}
 	s.Logs = r.capLocked(s.Logs)
 	r.mu.Unlock()
@@ -115,10 +126,23 @@ func (r *recorder) failure() (step, reason string, output []string) {
 	if r.failed == "" {
 		return "", "", nil
 	}
-	text := strings.TrimRight(string(r.tails[r.failed]), "\n")
-	if text != "" {
-		output = strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
-		output = output[max(0, len(output)-tailLines):]
+	output = lastLines(r.tails[r.failed], tailLines)
+	if errs := lastLines(r.errs[r.failed], stderrLines); len(errs) > 0 && !slices.Contains(output, errs[len(errs)-1]) {
+		output = append(output[min(len(errs), len(output)):], errs...)
 	}
 	return r.names[r.failed], r.reason, output
+}
+
+func appendTail(tail, data []byte) []byte {
+	tail = append(tail, data...)
+	return tail[max(0, len(tail)-maxTail):]
+}
+
+func lastLines(text []byte, n int) []string {
+	s := strings.TrimRight(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
+	if s == "" {
+		return nil
+	}
+	lines := strings.Split(s, "\n")
+	return lines[max(0, len(lines)-n):]
 }
