@@ -232,6 +232,9 @@ func (m *Manager) networkOf(id string) *network {
 // then each thing they own is looked for and removed if it is still there.
 func (m *Manager) release(ctx context.Context, n *network, id, nsPath string) error {
 	r := m.readRecord(id)
+	if nsPath != "" && !leadsTo(nsPath, r) {
+		nsPath = "" // everything is on the host's side too
+	}
 	if r.Network != "" || m.cached(n, id) {
 		if err := m.del(ctx, n, id, nsPath); err != nil {
 			m.conf.Log.Warn("CNI DEL failed; its work is done without it", "attachment", id, "error", err)
@@ -282,8 +285,33 @@ func (m *Manager) cached(n *network, id string) bool {
 	return err == nil
 }
 
+// leadsTo reports whether nsPath is a network namespace that may be the one of r: not ours, and
+// without an interface of that name with another MAC. A path like /proc/<pid>/fd/<n> may by now lead elsewhere, and
+// DEL would cut whoever is there off.
+func leadsTo(nsPath string, r record) bool {
+	ns, err := openNamespace(nsPath)
+	if err != nil {
+		return false
+	}
+	defer ns.close()
+	if ns.same("/proc/thread-self/ns/net") {
+		return false
+	}
+	err = ns.do(func() error {
+		link, err := netlink.LinkByName(Interface)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err == nil && (link.Type() != "veth" || r.MAC != "" && r.MAC != link.Attrs().HardwareAddr.String()) {
+			err = errors.New("somebody else's interface")
+		}
+		return err
+	})
+	return err == nil
+}
+
 // removeInside removes the interface inside the namespace, and its other end with it. It finds a
-// pair whose name no result has told us. A namespace that is gone, or is none, needs nothing.
+// pair whose name no result has told us. A namespace that is gone needs nothing.
 func removeInside(nsPath string) error {
 	if nsPath == "" {
 		return nil
@@ -293,21 +321,16 @@ func removeInside(nsPath string) error {
 		return nil
 	}
 	defer ns.close()
-	var inside error
-	if err := ns.do(func() error {
+	return ns.do(func() error {
 		link, err := netlink.LinkByName(Interface)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
-		if err == nil {
-			err = deleteLink(link)
+		if err != nil {
+			return fmt.Errorf("find interface %s inside: %w", Interface, err)
 		}
-		inside = err
-		return nil
-	}); err != nil {
-		return nil // not a network namespace any more
-	}
-	return inside
+		return deleteLink(link)
+	})
 }
 
 // removeVeths removes the host side by its alias, or by name when the alias was not yet given.

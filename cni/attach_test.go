@@ -115,6 +115,49 @@ func TestNamespaceOfUserNamespace(t *testing.T) {
 	}
 }
 
+// TestDetachByWrongPath: a descriptor's path that by now leads to another instance, or to the host,
+// must not cut that one off.
+func TestDetachByWrongPath(t *testing.T) {
+	m := setup(t, testConfig(t))
+	mine, theirs := makeNamespace(t), makeNamespace(t)
+	b := attach(t, m, "theirs", theirs)
+	serve(t, theirs, "0.0.0.0:8080")
+	for _, path := range []string{theirs.path(), "/proc/self/ns/net", "/proc/self/exe", "/nonexistent"} {
+		attach(t, m, "mine", mine)
+		if err := m.Detach(t.Context(), "mine", path); err != nil {
+			t.Errorf("Detach by %s: %v", path, err)
+		}
+		if got := attachmentIDs(t, m); got != "theirs" {
+			t.Errorf("attachments after Detach by %s = %q, want theirs", path, got)
+		}
+		if err := reachTCP(nil, b.IP.String()+":8080"); err != nil {
+			t.Errorf("Detach by %s cut the other instance off: %v", path, err)
+		}
+	}
+}
+
+// BenchmarkAttachDetach is one instance's share of the network.
+func BenchmarkAttachDetach(b *testing.B) {
+	m := setup(b, testConfig(b))
+	ns, err := newNamespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ns.close()
+	var attaching time.Duration
+	for b.Loop() {
+		start := time.Now()
+		if _, err := m.Attach(b.Context(), "x", ns.path()); err != nil {
+			b.Fatal(err)
+		}
+		attaching += time.Since(start)
+		if err := m.Detach(b.Context(), "x", ns.path()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(attaching.Microseconds())/1000/float64(b.N), "ms/attach")
+}
+
 func TestParallelAttach(t *testing.T) {
 	m := setup(t, testConfig(t))
 	const n = 20

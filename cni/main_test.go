@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { nstest.Main(m) }
 
 // plugins returns the directory of the CNI plugins or skips.
-func plugins(t *testing.T) string {
+func plugins(t testing.TB) string {
 	t.Helper()
 	nstest.NeedRoot(t)
 	dir := os.Getenv("LFX_CNI_BIN")
@@ -37,7 +37,7 @@ func plugins(t *testing.T) string {
 }
 
 // testConfig is a configuration with directories of the test's own.
-func testConfig(t *testing.T) Config {
+func testConfig(t testing.TB) Config {
 	return Config{
 		BinDir: plugins(t), RunDir: t.TempDir(), GCGrace: -1,
 		DNSUpstreams: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.53:53")},
@@ -45,7 +45,7 @@ func testConfig(t *testing.T) Config {
 	}
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Logf("%s", strings.TrimSpace(string(p)))
@@ -53,7 +53,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 }
 
 // setup returns a Manager that is ready, and checks after the test that Teardown leaves nothing.
-func setup(t *testing.T, c Config) *Manager {
+func setup(t testing.TB, c Config) *Manager {
 	t.Helper()
 	before, err := getSysctl(ipForward)
 	if err != nil {
@@ -77,7 +77,7 @@ func setup(t *testing.T, c Config) *Manager {
 	return m
 }
 
-func checkNothingLeft(t *testing.T, c Config, forward string) {
+func checkNothingLeft(t testing.TB, c Config, forward string) {
 	t.Helper()
 	links, err := listLinks()
 	if err != nil {
@@ -99,7 +99,7 @@ func checkNothingLeft(t *testing.T, c Config, forward string) {
 	}
 }
 
-func nft(t *testing.T, args ...string) string {
+func nft(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command("nft", args...).CombinedOutput()
 	if err != nil {

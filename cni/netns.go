@@ -53,6 +53,16 @@ func openNamespace(path string) (*namespace, error) {
 	return &namespace{file}, nil
 }
 
+// same reports whether path is this namespace.
+func (n *namespace) same(path string) bool {
+	mine, err := n.file.Stat()
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, other)
+}
+
 // onOwnThread runs f on an operating system thread that nobody else uses meanwhile and returns the
 // thread to its network namespace. If that fails the thread is not reused: it ends with its goroutine.
 func onOwnThread(f func() error) error {
