@@ -322,12 +322,12 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		}),
 		Region:   d.cfg.Region,
 		Account:  func(e function.Environment) string { return accountOf(d.store.View(), e) },
-		Overhead: d.cfg.Functions.QueueTimeout.Duration() + d.cfg.Functions.InitTimeout.Duration() + invokeMargin,
+		Overhead: d.cfg.Functions.QueueTimeout.Duration + d.cfg.Functions.InitTimeout.Duration + invokeMargin,
 		Log:      d.log,
 	})
 	d.starter = worker.NewStarter(worker.Options{
 		Instances: d.instances, Logs: d.logs, Region: d.cfg.Region,
-		InitTimeout: d.cfg.Functions.InitTimeout.Duration(), CreateTimeout: createTimeout,
+		InitTimeout: d.cfg.Functions.InitTimeout.Duration, CreateTimeout: createTimeout,
 		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
 			return server.InstanceHandler(d.gateway, env, binding)
 		},
@@ -335,7 +335,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	})
 	d.pools = pool.NewManager(pool.Options{
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
-		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration(), IdleTimeout: d.cfg.Functions.IdleTimeout.Duration(), Log: d.log,
+		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration, Log: d.log,
 	})
 	d.onClose(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
@@ -395,7 +395,7 @@ func (d *Daemon) openDeployer() {
 	d.deployer = deploy.New(deploy.Options{
 		Store: d.store, Sessions: d.sessions, Builder: d.builder, Images: d.images, Releases: d.releaser,
 		Dir: d.cfg.StateDir, RegistryHost: d.registryHost(), BaseImages: d.cfg.BaseImages,
-		Keep: d.cfg.Releases.Keep, MaxParallel: d.cfg.Build.MaxParallel, BuildTimeout: d.cfg.Build.Timeout.Duration(),
+		Keep: d.cfg.Releases.Keep, MaxParallel: d.cfg.Build.MaxParallel, BuildTimeout: d.cfg.Build.Timeout.Duration,
 		WarmTimeout: warmTimeout, LogLimit: int64(d.cfg.Build.LogLimit), Limits: d.contextLimits(), Log: d.log,
 	})
 }

@@ -60,7 +60,7 @@ func (r *report) engine(ctx context.Context, b *backend) {
 		}
 		r.add(part.name, "ok", part.version, "")
 	}
-	r.check("versions", engine.CheckFloors(engine.Versions{Containerd: v.Containerd, Runc: v.Runc, Buildkit: v.Buildkit}),
+	r.check("versions", engine.CheckFloors(engine.Versions{Containerd: v.Containerd, Runc: v.Runc, BuildKit: v.Buildkit}),
 		"none has a known hole that matters here", "build the engine again: make engine")
 }
 

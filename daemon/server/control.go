@@ -264,8 +264,11 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, _ string) error {
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		w.WriteHeader(http.StatusOK)
 	}
+	if out != nil && err != nil && r.Context().Err() == nil {
+		panic(http.ErrAbortHandler) // the answer has begun: only a cut tells the client that it is not whole
+	}
 	if out != nil {
-		return nil // the answer has begun; a broken stream says the rest
+		return nil
 	}
 	return err
 }

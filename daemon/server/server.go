@@ -70,7 +70,9 @@ type Options struct {
 	Sessions http.Handler
 	// AllowedHosts are the host names accepted on TCP; "*.name" accepts any below name.
 	AllowedHosts []string
-	Log          *slog.Logger
+	// BaseContext is every request's; when it ends, hijacked connections (sessions) end too.
+	BaseContext context.Context
+	Log         *slog.Logger
 }
 
 // Server serves any number of listeners.
@@ -106,6 +108,7 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return s.opts.BaseContext },
 		ConnContext:       peerContext(s.opts.Log, kind),
 	}
 	s.mu.Lock()

@@ -1,0 +1,250 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+)
+
+// world is everything external that a test could leave behind while the daemon runs. Equality with
+// the baseline is exact.
+type world struct {
+	Containers, Tasks, Leases, Images []string
+	// Snapshots are only those of instances: BuildKit keeps its own as a cache.
+	Snapshots  []string
+	Shims      []string
+	Links      []string
+	Addresses  []string
+	Attached   []string
+	Cgroups    []string
+	Instances  []string
+	RuncStates []string
+	Elements   []string // of the firewall's sets
+	Mounts     int
+}
+
+// observe lists the world. Names that BuildKit owns are left out.
+func (t *daemonUnderTest) observe(tb testing.TB) world {
+	tb.Helper()
+	w, err := t.look()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return w
+}
+
+func (t *daemonUnderTest) look() (w world, err error) {
+	if w.Containers, err = t.list("containers", "ls", "-q"); err != nil {
+		return w, err
+	}
+	if w.Tasks, err = t.list("tasks", "ls", "-q"); err != nil {
+		return w, err
+	}
+	if w.Images, err = t.list("images", "ls", "-q"); err != nil {
+		return w, err
+	}
+	snapshots, err := t.list("snapshots", "ls")
+	if err != nil {
+		return w, err
+	}
+	for _, line := range snapshots {
+		if strings.HasPrefix(line, "lfx-") {
+			w.Snapshots = append(w.Snapshots, line)
+		}
+	}
+	w.Shims = processes("containerd-shim-runc-v2", t.run)
+	w.Addresses = files(filepath.Join(t.run, "net/ipam/lfx0"), "last_reserved_ip", "lock")
+	w.Attached = files(filepath.Join(t.run, "net/cni/attach"))
+	w.Instances = files(filepath.Join(t.run, "instances"))
+	w.RuncStates = files(filepath.Join(t.run, "engine/runc/lfx"))
+	w.Cgroups = cgroups(t.cgroup + "/fn")
+	w.Links = veths()
+	w.Elements = firewallElements()
+	w.Mounts = len(mounts(t.run)) + len(mounts(t.state))
+	return w, nil
+}
+
+// list runs ctr and returns its lines, sorted; header and digests-only lines are left out.
+func (t *daemonUnderTest) list(args ...string) ([]string, error) {
+	out, err := t.ctr(args...)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, line := range strings.Split(out, "\n") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "KEY") {
+			lines = append(lines, line)
+		}
+	}
+	slices.Sort(lines)
+	return lines, nil
+}
+
+// checkLeaks polls until the world is as it was.
+func checkLeaks(t *testing.T, baseline world) {
+	t.Helper()
+	err := poll(60*time.Second, func() error {
+		now, err := d.look()
+		if err != nil {
+			return err
+		}
+		if diff := cmp.Diff(baseline, now); diff != "" {
+			return fmt.Errorf("the test left something behind (-before +after):\n%s", diff)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// hostState is what `lfxd down` must restore.
+type hostState struct {
+	links     []string
+	forward   string
+	cgroups   []string
+	processes []string
+}
+
+func observeHost() hostState {
+	forward, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward") // absent means the same before and after
+	h := hostState{forward: string(forward)}
+	links, err := netlink.LinkList()
+	if err == nil {
+		for _, l := range links {
+			h.links = append(h.links, l.Attrs().Name)
+		}
+	}
+	slices.Sort(h.links)
+	return h
+}
+
+// diff says what is left of the daemon on the host.
+func (h hostState) diff(now hostState, t *daemonUnderTest) error {
+	if d := cmp.Diff(h, now, cmp.AllowUnexported(hostState{})); d != "" {
+		return fmt.Errorf("the host is not as it was (-before +after):\n%s", d)
+	}
+	for _, dir := range []string{t.run, t.state} {
+		if m := mounts(dir); len(m) > 0 {
+			return fmt.Errorf("mounts are left: %s", strings.Join(m, ", "))
+		}
+		if p := processes("", dir); len(p) > 0 {
+			return fmt.Errorf("processes are left: %s", strings.Join(p, "; "))
+		}
+	}
+	if out, err := output("nft", "list", "tables"); err != nil || strings.Contains(out, "lfx") {
+		return fmt.Errorf("nftables tables are left: %s %v", out, err)
+	}
+	if c := cgroups(t.cgroup); len(c) > 0 {
+		return fmt.Errorf("cgroups are left: %s", strings.Join(c, ", "))
+	}
+	if _, err := os.Stat(t.run); err == nil {
+		return fmt.Errorf("%s is left: %v", t.run, files(t.run))
+	}
+	return nil
+}
+
+// processes lists processes of that program (any when empty) whose command line mentions dir, zombies
+// too; this test's own children that ended and are being waited for do not count.
+func processes(program, dir string) []string {
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline") // a fixed pattern
+	var out []string
+	for _, e := range entries {
+		data, err := os.ReadFile(e)
+		if err != nil {
+			continue
+		}
+		args := strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
+		line := strings.Join(args, " ")
+		if strings.Contains(line, dir) && (program == "" || filepath.Base(args[0]) == program) && !strings.HasSuffix(filepath.Base(args[0]), ".test") {
+			out = append(out, line)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// files lists the names in a folder.
+func files(dir string, except ...string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if !slices.Contains(except, e.Name()) {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
+
+// cgroups lists what is below a cgroup in any hierarchy.
+func cgroups(parent string) []string {
+	var out []string
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + parent + "/*") // a fixed pattern
+	unified, _ := filepath.Glob("/sys/fs/cgroup" + parent + "/*")
+	for _, p := range append(roots, unified...) {
+		if fi, err := os.Stat(p); err == nil && fi.IsDir() {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// veths lists the host sides of functions' interfaces.
+func veths() []string {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, l := range links {
+		if l.Type() == "veth" {
+			out = append(out, l.Attrs().Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// firewallElements lists the pinned addresses and ports of instances.
+func firewallElements() []string {
+	out, err := output("nft", "list", "table", "bridge", "lfx")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var lines []string
+	for _, line := range strings.Split(out, "\n") {
+		if strings.Contains(line, "elements") || strings.Contains(line, "02:") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// mounts lists mount points below a folder.
+func mounts(dir string) []string {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, line := range strings.Split(string(data), "\n") {
+		f := strings.Fields(line)
+		if len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			out = append(out, f[4])
+		}
+	}
+	return out
+}
