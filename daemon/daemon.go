@@ -271,8 +271,9 @@ func (d *Daemon) openInstances(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(func() {
-		d.close("instances", func(ctx context.Context) error { return d.reconcile(ctx) })
+		d.close("instances", d.reconcile)
 		d.instances.Close() //nolint:errcheck // nothing is left to close
+		d.removeCgroups()
 	})
 	if err := d.reconcile(ctx); err != nil {
 		d.log.Warn("leftovers of an earlier run could not all be removed yet", "error", err)

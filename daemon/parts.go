@@ -16,6 +16,7 @@ import (
 	"lfx.dev/lfxd/cni/firewall"
 	"lfx.dev/lfxd/daemon/engine"
 	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/runtime/cgroup"
 )
 
 // openEngine starts or reaches containerd and buildkitd. With an engine of our own both answer when
@@ -93,6 +94,16 @@ func (d *Daemon) runtimeRoot() string {
 		return d.engine.RuncRoot()
 	}
 	return filepath.Join(d.cfg.RunDir, "runc")
+}
+
+// removeCgroups removes the empty parents of the instances' cgroups.
+func (d *Daemon) removeCgroups() {
+	root, err := cgroup.Detect()
+	if err != nil {
+		return // then there are none
+	}
+	root.RemoveParent(filepath.Join(d.cfg.CgroupParent, "fn"))
+	root.RemoveParent(d.cfg.CgroupParent)
 }
 
 // networkConfig translates the configuration, which was validated.

@@ -247,6 +247,7 @@ func (c *call) readClientContext(enc string) error {
 // readPayload reads and checks the event. An empty one becomes {}.
 func (c *call) readPayload() error {
 	if c.r.ContentLength > invocation.MaxRequestBytes {
+		discard(c.w, c.r)
 		return tooLarge()
 	}
 	body, err := readAll(c.w, c.r)
@@ -266,6 +267,13 @@ func (c *call) readPayload() error {
 
 func tooLarge() error {
 	return NewError("RequestTooLargeException", fmt.Sprintf("Request must be smaller than %d bytes for the InvokeFunction operation", invocation.MaxRequestBytes))
+}
+
+// discard reads on past the limit for a while: a client that is still sending when the connection is
+// closed sees a reset instead of the answer.
+func discard(w http.ResponseWriter, r *http.Request) {
+	body := &pacedReader{r: r.Body, c: http.NewResponseController(w)}
+	io.CopyN(io.Discard, body, 4*invocation.MaxRequestBytes) //nolint:errcheck // the answer is the same either way
 }
 
 // readAll reads the body with a rolling deadline and a minimum rate, so that a slow sender cannot
@@ -288,6 +296,7 @@ func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, bodyError(err)
 	case buf.Len() > invocation.MaxRequestBytes:
+		discard(w, r)
 		return nil, tooLarge()
 	}
 	return buf.Bytes(), nil

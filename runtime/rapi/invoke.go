@@ -212,7 +212,13 @@ func (f *flight) deliver(ctx context.Context, c *conn, kick bool) {
 
 // writeRest writes what the first attempt left over after n bytes, until ctx ends. wmu is held.
 func (c *conn) writeRest(ctx context.Context, head, payload []byte, n int) error {
-	bufs := net.Buffers{head[min(n, len(head)):], payload[max(n-len(head), 0):]}
+	bufs := make(net.Buffers, 0, 2)
+	if n < len(head) {
+		bufs = append(bufs, head[n:])
+	}
+	if rest := payload[max(n-len(head), 0):]; len(rest) > 0 {
+		bufs = append(bufs, rest)
+	}
 	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetWriteDeadline(longAgo) })
 	_, err := bufs.WriteTo(c.nc)
 	if !stop() && err == nil {
