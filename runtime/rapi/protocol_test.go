@@ -340,3 +340,28 @@ func TestGarbage(t *testing.T) {
 		t.Error("garbage changed the state")
 	}
 }
+
+// TestEndlessBody: a chunked answer without an end costs the runtime its connection and the client gets
+// one outcome, at the limit.
+func TestEndlessBody(t *testing.T) {
+	h := start(t, Options{})
+	p := h.dial()
+	c := h.invoke(t.Context(), event("a"))
+	p.do(rawNext)
+	p.send("POST /2018-06-01/runtime/invocation/a/response HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+	chunk := "100000\r\n" + strings.Repeat("x", 1<<20) + "\r\n"
+	sent := 0
+	for ; sent < 200; sent++ {
+		if _, err := io.WriteString(p.nc, chunk); err != nil {
+			break
+		}
+	}
+	if sent == 200 {
+		t.Error("the server reads without end")
+	}
+	if res, err := h.wait(c); err != nil || !res.TooLarge {
+		t.Errorf("Invoke = %v, %v", res, err)
+	}
+	h.dial().send(rawNext)
+	h.waitIdle()
+}

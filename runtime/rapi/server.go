@@ -25,7 +25,8 @@ type Options struct {
 	MaxConns int
 	// OnReady is called once, when the runtime asked for its first next and before it gets an event.
 	OnReady func()
-	// OnIdle is called when the runtime is back in next after an answer and no Invoke waits for it.
+	// OnIdle is called when the runtime is back in next after an answer and no Invoke waits for it. That
+	// can be before the Invoke that got the answer has returned; a new Invoke is allowed all the same.
 	OnIdle func()
 	// OnInitError is called once, when the runtime posted init/error and before it gets its 202.
 	OnInitError func(*RuntimeError)
