@@ -167,6 +167,19 @@ add_nodejs() {
 	for name in npm npx; do ln -s "/usr/lib/node_modules/npm/bin/$name-cli.js" "$t/var/lang/bin/$name"; done
 }
 
+# interruptible SIGNAL COMMAND...: runs a command so that a TERM to this (sub)shell ends it at once;
+# a shell otherwise waits for the command before it looks at its traps.
+interruptible() {
+	signal=$1
+	shift
+	"$@" &
+	running=$!
+	trap 'kill -"$signal" "$running" 2>/dev/null; wait "$running"; exit 143' TERM
+	if wait "$running"; then result=0; else result=$?; fi
+	trap - TERM
+	return "$result"
+}
+
 # build_modules: aws-lambda-ric with its native part, and npm, into $modules; cached by content.
 build_modules() {
 	start=$(date +%s)
@@ -174,7 +187,7 @@ build_modules() {
 	say "nodejs: fetching aws-lambda-ric and compiling it in a Debian $suite tree (two minutes)"
 	mkdir -p "$work/npm"
 	cp "$here/nodejs/package.json" "$here/nodejs/package-lock.json" "$here/nodejs/.npmrc" "$work/npm/"
-	(cd "$work/npm" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >npm.log 2>&1) || {
+	interruptible TERM npm --prefix "$work/npm" ci --ignore-scripts --no-audit --no-fund --loglevel=error >"$work/npm/npm.log" 2>&1 || {
 		tail -n 5 "$work/npm/npm.log" >&2
 		die "npm could not fetch aws-lambda-ric (above: its last lines): check that npm reaches a registry (npm ping)"
 	}
@@ -186,8 +199,9 @@ build_modules() {
 	mkdir -p "$t/build"
 	mv "$work/npm/node_modules" "$t/build/"
 	cp "$here/nodejs/build-native.sh" "$t/build/"
-	# A pid namespace of its own: whatever the build leaves running ends with it.
-	unshare --mount --pid --fork --kill-child --mount-proc="$t/proc" chroot "$t" /bin/sh /build/build-native.sh >"$work/native-build.log" 2>&1 || {
+	# A pid namespace of its own: whatever the build leaves running ends with it. unshare itself
+	# ignores TERM; its child is killed when it is.
+	interruptible KILL unshare --mount --pid --fork --kill-child --mount-proc="$t/proc" chroot "$t" /bin/sh /build/build-native.sh >"$work/native-build.log" 2>&1 || {
 		tail -n 15 "$work/native-build.log" >&2
 		die "compiling aws-lambda-ric did not work (above: the last lines)"
 	}
