@@ -332,8 +332,8 @@ func TestBadInputChangesNothing(t *testing.T) {
 		{"function name", "lfx.yaml", "project: bad\nfunctions:\n  'not ok':\n    build: ./ok\n", 2, []string{"lfx.yaml:3:", "not ok"}},
 		{"missing folder", "lfx.yaml", "project: bad\nfunctions:\n  ok:\n    build: ./nowhere\n", 2, []string{"nowhere"}},
 		{"reserved variable", "lfx.yaml", "project: bad\nfunctions:\n  ok:\n    build: ./ok\n    environment: {AWS_REGION: x}\n", 2, []string{"AWS_REGION"}},
-		{"Dockerfile", "ok/Dockerfile", "FROM public.ecr.aws/lambda/python:3.11\nRUN --security=insecure true\nCOPYY app.py /\n", 1, []string{"Dockerfile:"}},
-		{"syntax", "ok/Dockerfile", "# syntax=evil.example/frontend\nFROM public.ecr.aws/lambda/python:3.11\n", 1, []string{"evil.example/frontend"}},
+		{"Dockerfile", "ok/Dockerfile", "FROM public.ecr.aws/lambda/python:3.11\nRUN --security=insecure true\nCOPYY app.py /\n", 2, []string{"Dockerfile:"}},
+		{"syntax", "ok/Dockerfile", "# syntax=evil.example/frontend\nFROM public.ecr.aws/lambda/python:3.11\n", 2, []string{"evil.example/frontend"}},
 		{"missing file", "ok/Dockerfile", "FROM public.ecr.aws/lambda/python:3.11\nCOPY nothing.py /\n", 1, []string{"nothing.py", "Dockerfile:2"}},
 		{"failing step", "ok/Dockerfile", "FROM public.ecr.aws/lambda/python:3.11\nRUN echo some words && exit 4\n", 1, []string{"some words", "Dockerfile:2", "4"}},
 	} {

@@ -62,7 +62,7 @@ func (t *daemonUnderTest) look() (w world, err error) {
 		}
 	}
 	w.Shims = processes("containerd-shim-runc-v2", t.run)
-	w.Addresses = files(filepath.Join(t.run, "net/ipam/lfx0"), "last_reserved_ip", "lock")
+	w.Addresses = files(filepath.Join(t.run, "net/ipam/lfx0"), "last_reserved_ip.0", "lock")
 	w.Attached = files(filepath.Join(t.run, "net/cni/attach"))
 	w.Instances = files(filepath.Join(t.run, "instances"))
 	w.RuncStates = files(filepath.Join(t.run, "engine/runc/lfx"))
@@ -210,7 +210,7 @@ func veths() []string {
 	}
 	var out []string
 	for _, l := range links {
-		if l.Type() == "veth" {
+		if l.Type() == "veth" && l.Attrs().Alias != "" { // BuildKit's have none
 			out = append(out, l.Attrs().Name)
 		}
 	}

@@ -196,7 +196,28 @@ func (r *Release) Activate() *Release {
 	if old != nil {
 		old.retire()
 	}
+	m.unpin(r.record.Environment)
 	return old
+}
+
+// unpin lets go of the pools that were asked for by version number: their versions may be forgotten
+// with the switch. They go when no request uses them.
+func (m *Manager) unpin(env function.Environment) {
+	var last []*Pool
+	m.mu.Lock()
+	for k, e := range m.pools {
+		if k.Environment != env || !e.pinned {
+			continue
+		}
+		e.pinned = false
+		if p := m.unrefLocked(e.pool.version); p != nil {
+			last = append(last, p)
+		}
+	}
+	m.mu.Unlock()
+	for _, p := range last {
+		p.close()
+	}
 }
 
 // Abort drops a release that was prepared and never activated.
@@ -253,6 +274,7 @@ func (m *Manager) Deactivate(env function.Environment) {
 			old.retire()
 		}
 	}
+	m.unpin(env)
 }
 
 // Active returns the active release of an environment, or nil.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lfx.dev/lfxd/daemon/function"
@@ -98,7 +99,14 @@ type slot struct {
 	worker Worker
 	state  state
 	used   time.Time
+	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
+	// the runtime is on its way back to next and will be idle in a moment.
+	answered atomic.Int64
 }
+
+// settleTime is how long an instance may take from its answer to its next request for work before the
+// pool stops counting on it.
+const settleTime = 20 * time.Millisecond
 
 // waiter is a queued request. The one who takes it out of the queue sends exactly one grant.
 type waiter struct {
@@ -141,6 +149,7 @@ type Pool struct {
 	retryAt  time.Time     // when a warm start may be tried again
 	binding  invocation.Binding
 	closed   bool
+	recheck  bool // startLater is under way
 }
 
 // Version returns the version that the pool runs.
@@ -154,6 +163,7 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 			return outcome, err
 		}
 		if outcome = s.worker.Invoke(req); outcome != nil {
+			s.answered.Store(time.Now().UnixNano())
 			return outcome, nil
 		}
 		if ctx.Err() != nil {
@@ -170,6 +180,7 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
 		s.state = busy
+		s.answered.Store(0)
 		p.mu.Unlock()
 		return s, nil, nil
 	}
@@ -270,12 +281,48 @@ func (p *Pool) popLocked() *waiter {
 	return w
 }
 
-// startForQueueLocked starts instances for waiters that no starting instance will serve.
+// startForQueueLocked starts instances for waiters that neither a starting instance nor one that has
+// just answered will serve.
 func (p *Pool) startForQueueLocked() {
-	for p.starting < p.waiting {
+	settling := 0
+	if p.starting < p.waiting {
+		settling = p.settlingLocked()
+	}
+	if settling > 0 && !p.recheck {
+		p.recheck = true
+		p.group.Go(p.startLater)
+	}
+	for p.starting+settling < p.waiting {
 		if !p.startLocked() {
 			return
 		}
+	}
+}
+
+// settlingLocked counts the instances that have answered a moment ago and are not idle yet.
+func (p *Pool) settlingLocked() (n int) {
+	since := time.Now().Add(-settleTime).UnixNano()
+	for s := range p.slots {
+		if s.state == busy && s.answered.Load() > since {
+			n++
+		}
+	}
+	return n
+}
+
+// startLater looks again when the instances that were counted on must have come back.
+func (p *Pool) startLater() {
+	timer := time.NewTimer(settleTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recheck = false
+	if p.ctx.Err() == nil {
+		p.startForQueueLocked()
 	}
 }
 
@@ -409,6 +456,7 @@ func (p *Pool) idleAgain(s *slot) {
 	s.used = now
 	if w := p.popLocked(); w != nil {
 		s.state = busy
+		s.answered.Store(0)
 		p.mu.Unlock()
 		w.ready <- grant{slot: s}
 		return
