@@ -39,6 +39,14 @@ type daemonUnderTest struct {
 	end chan error // receives the process's end
 }
 
+// binary is the path of one of our programs; LFX_TEST_BIN names another folder than build/bin.
+func (t *daemonUnderTest) binary(name string) string {
+	if dir := os.Getenv("LFX_TEST_BIN"); dir != "" {
+		return filepath.Join(dir, name)
+	}
+	return filepath.Join(t.root, "build/bin", name)
+}
+
 // startTimeout bounds a start of lfxd with its engine.
 const startTimeout = 90 * time.Second
 
@@ -110,7 +118,7 @@ func (t *daemonUnderTest) start() error {
 		return err
 	}
 	defer out.Close() //nolint:errcheck // the child has its own descriptor
-	cmd := exec.Command(filepath.Join(t.root, "build/bin/lfxd"), "--with-engine", "--config", t.config)
+	cmd := exec.Command(t.binary("lfxd"), "--with-engine", "--config", t.config)
 	cmd.Stdout, cmd.Stderr = out, out
 	if os.Getenv("LFX_TEST_LOG") != "" {
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
@@ -177,7 +185,7 @@ func (t *daemonUnderTest) importImages() error {
 
 // finish takes the daemon down and checks that the host is as it was before.
 func (t *daemonUnderTest) finish(before hostState) error {
-	_, err := output(filepath.Join(t.root, "build/bin/lfxd"), "down", "--with-engine", "--config", t.config)
+	_, err := output(t.binary("lfxd"), "down", "--with-engine", "--config", t.config)
 	if err == nil {
 		err = poll(30*time.Second, func() error { return before.diff(observeHost(), t) })
 	}
@@ -282,7 +290,7 @@ func lfxctlIn(dir string, stdin io.Reader, args ...string) (stdout, stderr strin
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var out, errOut bytes.Buffer
-	cmd := exec.CommandContext(ctx, filepath.Join(d.root, "build/bin/lfxctl"), args...)
+	cmd := exec.CommandContext(ctx, d.binary("lfxctl"), args...)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, stdin, &out, &errOut
 	cmd.Env = append(os.Environ(), "LFX_HOST=unix://"+d.run+"/lfxd.sock", "NO_COLOR=1")
 	err := cmd.Run()

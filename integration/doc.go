@@ -10,5 +10,6 @@
 // leave nothing of the daemon on the host.
 //
 // LFX_TEST_KEEP=1 keeps the state directory and shows where it is; LFX_TEST_LOG=1 shows the daemon's
-// log as it comes (it is shown anyway when a test fails).
+// log as it comes (it is shown anyway when a test fails). LFX_TEST_BIN names a folder with other
+// binaries than build/bin.
 package integration
