@@ -59,6 +59,11 @@ unit: ## unit tests with the race detector
 integration: ## black-box tests with the real engine (as root)
 	go test -tags integration -count=1 -timeout 40m ./integration/...
 
+.PHONY: test-v2
+test-v2: engine build images examples ## core integration tests on cgroup v2, in an emulated machine (15 min and more)
+	@sh contrib/deps.sh build test v2
+	@sh integration/v2/run.sh $(BUILD)
+
 .PHONY: check
 check: ## formatting and vet
 	@bad=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi

@@ -3,6 +3,7 @@
 #
 #   deps.sh build   what building the engine, the base images and lfxd needs
 #   deps.sh test    what the tests need beside that
+#   deps.sh v2      what the tests on cgroup v2 need beside that
 set -eu
 
 build="libseccomp-dev pkg-config nftables iproute2 mmdebstrap cmake autoconf automake libtool unzip python3 curl ca-certificates"
@@ -13,7 +14,8 @@ for set in "$@"; do
 	case $set in
 	build) want="$want $build" ;;
 	test) want="$want $test" ;;
-	*) echo "deps: unknown set $set: build or test" >&2 && exit 2 ;;
+	v2) want="$want qemu-system-x86 e2fsprogs" ;;
+	*) echo "deps: unknown set $set: build, test or v2" >&2 && exit 2 ;;
 	esac
 done
 
