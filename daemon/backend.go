@@ -216,10 +216,14 @@ func (b *backend) Instances() []api.InstanceInfo {
 }
 
 func instanceInfo(in pool.Instance) api.InstanceInfo {
-	return api.InstanceInfo{
+	info := api.InstanceInfo{
 		Key: in.Version.Key, ID: in.ID, Version: in.Version.Number, State: in.State,
-		Address: in.Address, Started: in.Started, Used: in.Used,
+		Address: in.Address, Started: in.Started, Used: in.Used, Phases: make(map[string]int64, len(in.Phases)),
 	}
+	for name, d := range in.Phases {
+		info.Phases[name] = d.Microseconds()
+	}
+	return info
 }
 
 // Logs implements server.Backend.

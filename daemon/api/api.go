@@ -149,6 +149,9 @@ type InstanceInfo struct {
 	Address string    `json:"address"`
 	Started time.Time `json:"started"`
 	Used    time.Time `json:"used,omitzero"`
+	// Phases says in microseconds where the time of its start went: snapshot, container, create, network,
+	// check, start, init.
+	Phases map[string]int64 `json:"phases_us,omitempty"`
 }
 
 // LogEntry is one line that a function or the platform wrote.

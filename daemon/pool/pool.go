@@ -31,6 +31,8 @@ type WorkerInfo struct {
 	ID      string
 	Address string
 	Started time.Time
+	// Phases says where the time of its start went, by the name of the phase.
+	Phases map[string]time.Duration
 }
 
 // Events are the calls that a worker makes to its pool. They may come from any goroutine and must

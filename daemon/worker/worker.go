@@ -327,7 +327,11 @@ func (w *Worker) ID() string { return w.id }
 
 // Info implements pool.Worker.
 func (w *Worker) Info() pool.WorkerInfo {
-	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started}
+	p := w.inst.Phases()
+	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started, Phases: map[string]time.Duration{
+		"snapshot": p.Snapshot, "container": p.Container, "create": p.Create, "network": p.Network,
+		"check": p.Check, "start": p.Start, "init": w.initDur,
+	}}
 }
 
 // Invoke implements pool.Worker. It returns nil when the process ended before the event was handed
