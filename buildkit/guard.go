@@ -21,7 +21,7 @@ type Limits struct {
 	PathLength, PathDepth int
 }
 
-// DefaultLimits are those of the threat model: what a Lambda context never needs to exceed.
+// DefaultLimits are what the context of a Lambda function never needs to exceed.
 func DefaultLimits() Limits {
 	return Limits{Bytes: 256 << 20, Entries: 50_000, PathLength: 1024, PathDepth: 64}
 }

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// reservedEnv holds the names that belong to the platform, sorted (lambda-contract: environment
-// variables). A customer may not set them; what an image sets is replaced or dropped.
+// reservedEnv holds the names that belong to the platform, sorted (AWS Lambda Developer Guide,
+// "Defined runtime environment variables"). A customer may not set them; what an image sets is replaced or dropped.
 var reservedEnv = []string{
 	"AWS_ACCESS_KEY",
 	"AWS_ACCESS_KEY_ID",

@@ -101,7 +101,7 @@ type Image struct {
 
 // Argv returns the effective entrypoint and command: each present member of the configuration
 // replaces the image's value whole; an overridden entrypoint does not drop the image's command
-// (lambda-contract: ImageConfig).
+// (AWS Lambda API Reference, ImageConfig).
 func (v *Version) Argv() []string {
 	entry, cmd := v.Image.Entrypoint, v.Image.Cmd
 	if v.Config.Entrypoint != nil {

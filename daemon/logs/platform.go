@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The platform's lines, as lambda-contract §9.2 and §3.1 have them: without the line end, tabs and
+// The platform's lines, as Lambda writes them in the text log format: without the line end, tabs and
 // trailing tabs included.
 
 // Status is how an invocation or an init ended.

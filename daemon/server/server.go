@@ -54,7 +54,7 @@ var grants = map[Kind]map[Access]bool{
 	KindPort:    {AccessInvoke: true},
 }
 
-// Limits on connections (security: gateway).
+// Limits on connections, so that slow or many clients cannot exhaust the daemon.
 const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 60 * time.Second

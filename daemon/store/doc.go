@@ -9,7 +9,8 @@
 // before it takes effect and before the call returns. A write that fails changed nothing. An error
 // of class ErrFatal (an fsync that failed, a page that could not be read) means that nobody knows
 // what is on disk: every later write answers ErrFatal too, Fatal is closed, and the daemon must
-// exit and recover from disk (security: an fsync is never tried twice on one descriptor).
+// exit and recover from disk: an fsync is never tried twice on one descriptor, because the kernel
+// may have dropped the dirty pages after the first failure.
 //
 // # Files in the state directory
 //

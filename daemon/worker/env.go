@@ -16,7 +16,7 @@ const RuntimeAPI = "127.0.0.1:9001"
 
 // environ builds the runtime's process environment. Precedence, weakest first: the image, the
 // customer, platform defaults that may be overridden, credentials, the platform's own
-// (lambda-contract: environment variables). _HANDLER and AWS_LAMBDA_MAX_CONCURRENCY are never set:
+// (AWS Lambda Developer Guide, "Defined runtime environment variables"). _HANDLER and AWS_LAMBDA_MAX_CONCURRENCY are never set:
 // the first belongs to the image's entrypoint, the second switches runtimes into another mode.
 func environ(v *function.Version, region, logStream string) []string {
 	e := newEnv()

@@ -12,7 +12,7 @@ import (
 	"lfx.dev/lfxd/runtime/lfxinit"
 )
 
-// What holds for every instance. security.md's reasons are beside the values in ociSpec.
+// What holds for every instance; the reasons are beside the values in ociSpec.
 const (
 	ociVersion = "1.2.0" // old crun and runc refuse what they do not know
 	functionID = 1000    // uid and gid inside
