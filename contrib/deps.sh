@@ -7,7 +7,7 @@
 set -eu
 
 build="libseccomp-dev pkg-config nftables iproute2 mmdebstrap cmake autoconf automake libtool unzip python3 curl ca-certificates"
-test="awscli python3-boto3"
+test="awscli python3-boto3 apparmor"
 
 want=""
 for set in "$@"; do

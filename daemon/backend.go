@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,9 +34,7 @@ func (b *backend) Version(ctx context.Context) api.VersionInfo {
 	if i, err := b.builder.Info(ctx); err == nil {
 		v.Buildkit = i.Version
 	}
-	if out, err := runtimeVersion(ctx, (*Daemon)(b).ociRuntime()); err == nil {
-		v.Runc = out
-	}
+	v.Runtime = filepath.Base(b.runtime.Path) + " " + b.runtime.Version
 	return v
 }
 

@@ -88,6 +88,7 @@ type Daemon struct {
 	gateway   *gateway.Gateway
 	server    *server.Server
 	bound     []boundListener
+	runtime   engine.Runtime
 	breach    atomic.Pointer[string] // why the firewall does not stand, if it does not
 }
 
@@ -256,16 +257,24 @@ func (d *Daemon) close(what string, f func(context.Context) error) {
 
 // openInstances removes what a crash left and prepares to make new instances.
 func (d *Daemon) openInstances(ctx context.Context) (err error) {
+	if err := d.chooseRuntime(ctx); err != nil {
+		return err
+	}
+	profile, err := d.appArmor(ctx)
+	if err != nil {
+		return err
+	}
 	d.instances, err = instance.NewManager(instance.Options{
 		Client: d.client, Namespace: d.cfg.Namespace,
-		Dir:           filepath.Join(d.cfg.RunDir, "instances"),
-		InitPath:      filepath.Join(d.cfg.LibexecDir, "lfx-init"),
-		RuntimeBinary: d.ociRuntime(),
-		RuntimeRoot:   d.runtimeRoot(),
-		CgroupParent:  filepath.Join(d.cfg.CgroupParent, "fn"),
-		Network:       attacher{d.network},
-		ResolvConf:    func(string, netip.Addr) []byte { return dns.ResolvConf(d.gatewayAddr()) },
-		Log:           d.log,
+		Dir:             filepath.Join(d.cfg.RunDir, "instances"),
+		InitPath:        filepath.Join(d.cfg.LibexecDir, "lfx-init"),
+		RuntimeBinary:   d.runtime.Path,
+		RuntimeRoot:     d.runtimeRoot(),
+		CgroupParent:    filepath.Join(d.cfg.CgroupParent, "fn"),
+		Network:         attacher{d.network},
+		ResolvConf:      func(string, netip.Addr) []byte { return dns.ResolvConf(d.gatewayAddr()) },
+		AppArmorProfile: profile,
+		Log:             d.log,
 	})
 	if err != nil {
 		return err

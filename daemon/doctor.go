@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strings"
@@ -53,14 +52,14 @@ func (r *report) check(name string, err error, detail, remedy string) {
 func (r *report) engine(ctx context.Context, b *backend) {
 	v := b.Version(ctx)
 	restart := "start it: lfxd --with-engine restarts its own; see the log in " + filepath.Join(b.cfg.StateDir, "engine", "log")
-	for _, part := range []struct{ name, version string }{{"containerd", v.Containerd}, {"buildkit", v.Buildkit}, {"runc", v.Runc}} {
+	for _, part := range []struct{ name, version string }{{"containerd", v.Containerd}, {"buildkit", v.Buildkit}, {"OCI runtime", v.Runtime}} {
 		if part.version == "" {
 			r.add(part.name, "fail", part.name+" is not answering", restart)
 			continue
 		}
 		r.add(part.name, "ok", part.version, "")
 	}
-	r.check("versions", engine.CheckFloors(engine.Versions{Containerd: v.Containerd, Runc: v.Runc, BuildKit: v.Buildkit}),
+	r.check("versions", engine.CheckFloors(engine.Versions{Containerd: v.Containerd, BuildKit: v.Buildkit}),
 		"none has a known hole that matters here", "build the engine again: make engine")
 }
 
@@ -125,18 +124,4 @@ func (r *report) files(b *backend) {
 	init := filepath.Join(b.cfg.LibexecDir, "lfx-init")
 	_, err := os.Stat(init)
 	r.check("lfx-init", err, init, "install lfxd whole: make build")
-}
-
-// runtimeVersion asks the OCI runtime for its version.
-func runtimeVersion(ctx context.Context, path string) (string, error) {
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
-	if err != nil {
-		return "", err
-	}
-	first, _, _ := strings.Cut(string(out), "\n")
-	f := strings.Fields(first)
-	if len(f) == 0 {
-		return "", errors.New(path + " does not say its version")
-	}
-	return f[len(f)-1], nil
 }

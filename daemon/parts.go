@@ -16,6 +16,7 @@ import (
 	"lfx.dev/lfxd/cni/firewall"
 	"lfx.dev/lfxd/daemon/engine"
 	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/runtime/apparmor"
 	"lfx.dev/lfxd/runtime/cgroup"
 )
 
@@ -80,12 +81,42 @@ func (d *Daemon) engineConfig() engine.Config {
 	return c
 }
 
-// ociRuntime is the path of the OCI runtime.
-func (d *Daemon) ociRuntime() string {
-	if filepath.IsAbs(d.cfg.Engine.OCIRuntime) {
-		return d.cfg.Engine.OCIRuntime
+// chooseRuntime finds the OCI runtime, and holds every part of the engine against its version floor.
+func (d *Daemon) chooseRuntime(ctx context.Context) error {
+	root, err := cgroup.Detect()
+	if err != nil {
+		return err
 	}
-	return filepath.Join(d.cfg.LibexecDir, d.cfg.Engine.OCIRuntime)
+	d.runtime, err = engine.ChooseRuntime(ctx, engine.RuntimeChoice{
+		Configured: d.cfg.Engine.OCIRuntime, BinDir: d.cfg.LibexecDir, Hybrid: root.Hybrid(),
+	})
+	if err != nil {
+		return err
+	}
+	if d.runtime.Note != "" {
+		d.log.Info("using runc", "because", d.runtime.Note)
+	}
+	v := (*backend)(d).Version(ctx)
+	if err := engine.CheckFloors(engine.Versions{Containerd: v.Containerd, BuildKit: v.Buildkit}); err != nil {
+		return fmt.Errorf("the engine is too old: %w", err)
+	}
+	return nil
+}
+
+// appArmor loads the profile of instances where AppArmor is on, and returns its name.
+func (d *Daemon) appArmor(ctx context.Context) (string, error) {
+	if !apparmor.Enabled() {
+		return "", nil
+	}
+	if ok, err := apparmor.Loaded(); err == nil && ok {
+		return apparmor.Profile, nil
+	}
+	if err := apparmor.Load(ctx); err != nil {
+		return "", err
+	}
+	d.log.Info("loaded the AppArmor profile", "profile", apparmor.Profile)
+	d.onClose(func() { d.close("AppArmor profile", apparmor.Remove) })
+	return apparmor.Profile, nil
 }
 
 // runtimeRoot is the OCI runtime's private state directory.

@@ -65,7 +65,7 @@ func startFake(dir string) (f *fakeDaemon, stop func(), err error) {
 func (f *fakeDaemon) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathVersion, func(w http.ResponseWriter, r *http.Request) {
-		answer(w, api.VersionInfo{Version: "v1.2.3", Go: "go1.26.8", Containerd: "v2.4.2", Buildkit: "v0.34.2", Runc: "v1.5.2"})
+		answer(w, api.VersionInfo{Version: "v1.2.3", Go: "go1.26.8", Containerd: "v2.4.2", Buildkit: "v0.34.2", Runtime: "runc 1.5.2"})
 	})
 	mux.HandleFunc("GET "+api.PathFunctions, func(w http.ResponseWriter, r *http.Request) { answer(w, f.functions(r)) })
 	mux.HandleFunc("GET "+api.PathFunctions+"/{name}", f.function)

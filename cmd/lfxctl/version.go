@@ -56,7 +56,7 @@ func (a *app) printVersions(out versionOutput) {
 		return
 	}
 	fmt.Fprintf(a.stdout, "%-11s %s (%s)\n", "lfxd", out.Daemon.Version, out.Daemon.Go)
-	for _, part := range []field{{"containerd", out.Daemon.Containerd}, {"buildkit", out.Daemon.Buildkit}, {"runc", out.Daemon.Runc}} {
+	for _, part := range []field{{"containerd", out.Daemon.Containerd}, {"buildkit", out.Daemon.Buildkit}, {"runtime", out.Daemon.Runtime}} {
 		if part.value != "" {
 			fmt.Fprintf(a.stdout, "%-11s %s\n", part.name, part.value)
 		}

@@ -56,7 +56,8 @@ type VersionInfo struct {
 	Go         string `json:"go"`
 	Containerd string `json:"containerd,omitempty"`
 	Buildkit   string `json:"buildkit,omitempty"`
-	Runc       string `json:"runc,omitempty"`
+	// Runtime is the OCI runtime of instances and its version: "runc 1.5.2".
+	Runtime string `json:"runtime,omitempty"`
 }
 
 // DeployRequest asks for one release of a project. The directories named by the functions' build

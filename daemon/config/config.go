@@ -54,7 +54,8 @@ type Engine struct {
 	ContainerdAddress string `toml:"containerd_address"`
 	// The socket of buildkitd; empty means our own engine.
 	BuildkitAddress string `toml:"buildkit_address"`
-	// The OCI runtime, a name below `libexec_dir` or an absolute path.
+	// The OCI runtime: `auto` (crun where one is new enough and the host's cgroups suit it, else runc), a
+	// name below `libexec_dir` or in the PATH, or an absolute path.
 	OCIRuntime string `toml:"oci_runtime"`
 }
 
@@ -158,7 +159,7 @@ func Default() *Config {
 		LogLevel:     slog.LevelInfo,
 		CgroupParent: "/lfx",
 		BaseImages:   map[string]string{},
-		Engine:       Engine{OCIRuntime: "runc"},
+		Engine:       Engine{OCIRuntime: "auto"},
 		Listen: Listen{
 			TCP: "127.0.0.1:9000", ControlGroup: "lfxd", InvokeGroup: "lfx-invoke",
 			AllowedHosts:        []string{"localhost", "127.0.0.1", "[::1]", "*.localhost"},

@@ -22,7 +22,7 @@ for need in qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fs
 	command -v "${need%%:*}" >/dev/null || die "${need%%:*} is missing: apt-get install ${need##*:}"
 done
 
-packages=systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,initramfs-tools,zstd,nftables,iproute2,libseccomp2,python3-boto3,awscli,procps
+packages=systemd-sysv,dbus,udev,kmod,linux-image-cloud-amd64,initramfs-tools,zstd,nftables,iproute2,libseccomp2,apparmor,python3-boto3,awscli,procps
 key=$( { cat "$here/run.sh"; echo "$packages"; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$v2/.inputs" 2>/dev/null || true)" != "$key" ]; then
 	say "making the machine's disk (a few minutes)"
@@ -51,6 +51,7 @@ ExecStopPost=/bin/systemctl --no-block poweroff
 END
 	mkdir -p "$v2/tree/lfx" "$v2/tree/etc/systemd/system/multi-user.target.wants"
 	ln -sf ../lfx-test.service "$v2/tree/etc/systemd/system/multi-user.target.wants/lfx-test.service"
+	ln -sf /dev/null "$v2/tree/etc/systemd/system/serial-getty@ttyS0.service" # it would hang the console up
 	printf '/dev/vda / ext4 defaults 0 1\n/dev/vdb /lfx ext4 defaults 0 2\n' >"$v2/tree/etc/fstab"
 	rm -f "$v2/disk.img"
 	mke2fs -q -t ext4 -d "$v2/tree" "$v2/disk.img" 8G

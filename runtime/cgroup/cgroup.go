@@ -115,6 +115,9 @@ func Detect() (*Root, error) {
 	return r, nil
 }
 
+// Hybrid reports whether cgroup v1 is in use with a v2 hierarchy mounted beside it (crun refuses that).
+func (r *Root) Hybrid() bool { return r.use == 1 && r.v2 != "" }
+
 func parseMountinfo(s string) *Root {
 	r := &Root{v1: map[string]string{}}
 	for line := range strings.Lines(s) {

@@ -56,7 +56,7 @@ func (i *Instance) create(ctx context.Context) (err error) {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	timer.lap(&i.phases.Snapshot)
-	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupParent: i.m.o.CgroupParent}, i.m.host)
+	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupParent: i.m.o.CgroupParent, apparmor: i.m.o.AppArmorProfile}, i.m.host)
 	if err := i.m.engine.createContainer(ctx, i.spec, oci); err != nil {
 		return fmt.Errorf("container: %w", err)
 	}

@@ -61,7 +61,9 @@ type Options struct {
 	// a network. Nil means an empty resolv.conf, and hosts with localhost, sandbox (as on Lambda) and the instance.
 	ResolvConf func(id string, addr netip.Addr) []byte
 	Hosts      func(id string, addr netip.Addr) []byte
-	Log        *slog.Logger
+	// AppArmorProfile confines every instance; empty where AppArmor is off. It must be loaded.
+	AppArmorProfile string
+	Log             *slog.Logger
 	// UIDBase is the first host uid of the first range, UIDRanges their number; default 1879048192 and 4094.
 	UIDBase   uint32
 	UIDRanges uint32

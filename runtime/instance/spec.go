@@ -36,6 +36,7 @@ type specInput struct {
 	dir          string // the instance's directory
 	initPath     string
 	cgroupParent string
+	apparmor     string
 }
 
 // validate refuses what must never reach a runtime.
@@ -127,6 +128,7 @@ func process(in specInput) *specs.Process {
 		Args:            append([]string{filepath.Join(lfxinit.Dir, lfxinit.InitName), in.Dir}, in.Args...),
 		Env:             in.Env,
 		NoNewPrivileges: true,
+		ApparmorProfile: in.apparmor,
 		Capabilities: &specs.LinuxCapabilities{
 			Bounding: []string{}, Effective: []string{}, Permitted: []string{}, Inheritable: []string{}, Ambient: []string{},
 		},
