@@ -413,6 +413,46 @@ func TestTagRemoveList(t *testing.T) {
 }
 
 // A lease keeps manifest, config, layers and snapshot without any name; ending it lets them go.
+func TestSweepRemovesOnlyTheOwnersNamesAndLeases(t *testing.T) {
+	s := testStore(t)
+	ctx := context.Background()
+	mine, other := New(s.client, "", Options{Owner: "node-a"}), New(s.client, "", Options{Owner: "node-b"})
+	seed(t, s, "test.lfx.dev/foreign:1", spec{})
+	for _, c := range []struct {
+		s  *Store
+		to string
+	}{{mine, "test.lfx.dev/kept:1"}, {mine, "test.lfx.dev/left:1"}, {other, "test.lfx.dev/theirs:1"}} {
+		if err := c.s.Tag(ctx, "test.lfx.dev/foreign:1", c.to, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := mine.Annotate(ctx, "test.lfx.dev/foreign:1", map[string]string{"a": "b"}, "test.lfx.dev/annotated:1"); err != nil {
+		t.Fatal(err)
+	}
+	temporary := map[string]string{labelTemporary: "true"}
+	for id, owner := range map[string]*Store{"mine": mine, "theirs": other} {
+		if err := owner.Lease(ctx, id, owner.owned(temporary)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	removed, err := mine.Sweep(ctx, func(name string) bool { return name == "test.lfx.dev/kept:1" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(removed)
+	if diff := cmp.Diff([]string{"test.lfx.dev/annotated:1", "test.lfx.dev/left:1"}, removed); diff != "" {
+		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+	all, err := s.List(ctx, "", nil)
+	if err != nil || len(all) != 3 {
+		t.Errorf("left %v, %v", all, err)
+	}
+	leases, err := s.Leases(ctx, temporary)
+	if _, ok := leases["theirs"]; err != nil || len(leases) != 1 || !ok {
+		t.Errorf("leases %v, %v", leases, err)
+	}
+}
+
 func TestLease(t *testing.T) {
 	s := testStore(t)
 	ctx := context.Background()

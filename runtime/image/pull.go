@@ -73,12 +73,16 @@ func (s *Store) Pull(ctx context.Context, pinned string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	_, err = s.client.Pull(ctx, name,
-		containerd.WithResolver(resolver),
-		containerd.WithPlatformMatcher(s.opts.Platform),
-		containerd.WithImageHandlerWrapper(s.guard(name)),
-		containerd.WithMaxConcurrentDownloads(3),
-	)
+	err = s.temporary(ctx, func(ctx context.Context) error { // Pull's own lease would outlive a crash by a day
+		_, err := s.client.Pull(ctx, name,
+			containerd.WithResolver(resolver),
+			containerd.WithPlatformMatcher(s.opts.Platform),
+			containerd.WithImageHandlerWrapper(s.guard(name)),
+			containerd.WithMaxConcurrentDownloads(3),
+			containerd.WithPullLabels(s.owned(nil)),
+		)
+		return err
+	})
 	if err != nil {
 		if strings.Contains(err.Error(), "no match for platform") {
 			return Info{}, unsupported(name, "It is not for this host's platform.")
@@ -109,7 +113,12 @@ func (s *Store) adopt(ctx context.Context, name, dgst string) (bool, error) {
 	if len(have) == 0 {
 		return false, nil
 	}
-	if err := s.put(ctx, images.Image{Name: name, Target: have[0].Target}); err != nil {
+	for _, img := range have {
+		if img.Name == name {
+			return true, nil
+		}
+	}
+	if err := s.put(ctx, images.Image{Name: name, Target: have[0].Target, Labels: s.owned(nil)}); err != nil {
 		return false, fmt.Errorf("name image %s: %w", name, err)
 	}
 	return true, nil

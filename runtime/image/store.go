@@ -36,6 +36,9 @@ const (
 	// undoFor bounds cleaning up after a call whose own context may be over.
 	undoFor = 10 * time.Second
 
+	labelOwner     = labelPrefix + "node"
+	labelTemporary = labelPrefix + "temporary"
+
 	gcRefConfig = "containerd.io/gc.ref.content.config"
 	gcRefLayer  = "containerd.io/gc.ref.content.l.%d"
 )
@@ -46,6 +49,9 @@ type Options struct {
 	Platform platforms.MatchComparer
 	// Limits bounds images; DefaultLimits when zero.
 	Limits Limits
+	// Owner marks the names and leases that the store makes, so that Sweep finds them after a crash,
+	// also beside those of another daemon on the same containerd. Nothing is marked when empty.
+	Owner string
 	// HostsDirs are directories with registry configuration (hosts.toml, certificates), as
 	// containerd knows them: /etc/containerd/certs.d and the like.
 	HostsDirs []string
@@ -87,7 +93,8 @@ func (s *Store) Snapshotter() string { return s.snapshotter }
 // temporary runs f under a lease that keeps what f creates until f has tied it to something. The
 // lease expires by itself should the process die.
 func (s *Store) temporary(ctx context.Context, f func(context.Context) error) (err error) {
-	ctx, done, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseFor), leases.WithLabel(labelPrefix+"temporary", "true"))
+	ctx, done, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseFor),
+		leases.WithLabels(s.owned(map[string]string{labelTemporary: "true"})))
 	if err != nil {
 		return fmt.Errorf("hold a lease: %w", err)
 	}
@@ -124,7 +131,7 @@ func (s *Store) Annotate(ctx context.Context, ref string, annotations map[string
 		if err != nil {
 			return err
 		}
-		return s.put(ctx, images.Image{Name: newName, Target: desc, Labels: ours(img.Labels)})
+		return s.put(ctx, images.Image{Name: newName, Target: desc, Labels: s.owned(ours(img.Labels))})
 	})
 	if err != nil {
 		return Info{}, fmt.Errorf("annotate image %s: %w", ref, err)
@@ -201,6 +208,19 @@ func ours(labels map[string]string) map[string]string {
 	return kept
 }
 
+// owned returns the labels with the owner's mark.
+func (s *Store) owned(labels map[string]string) map[string]string {
+	if s.opts.Owner == "" {
+		return labels
+	}
+	out := maps.Clone(labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	out[labelOwner] = s.opts.Owner
+	return out
+}
+
 func checkLabels(labels map[string]string) error {
 	for k := range labels {
 		if !strings.HasPrefix(k, labelPrefix) {
@@ -220,7 +240,7 @@ func (s *Store) Tag(ctx context.Context, from, to string, labels map[string]stri
 	if err != nil {
 		return fmt.Errorf("tag image %s as %s: %w", from, to, err)
 	}
-	if err := s.put(ctx, images.Image{Name: to, Target: img.Target, Labels: labels}); err != nil {
+	if err := s.put(ctx, images.Image{Name: to, Target: img.Target, Labels: s.owned(labels)}); err != nil {
 		return fmt.Errorf("tag image %s as %s: %w", from, to, err)
 	}
 	return nil
@@ -233,6 +253,32 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 		return fmt.Errorf("remove image %s: %w", name, err)
 	}
 	return nil
+}
+
+// Sweep removes the owner's names that keep refuses, and its temporary leases, which a process that
+// was killed left. Call it only while nothing else works with the store. It returns what it removed,
+// goes on after errors and returns them all.
+func (s *Store) Sweep(ctx context.Context, keep func(name string) bool) (removed []string, err error) {
+	if s.opts.Owner == "" {
+		return nil, fmt.Errorf("sweep images: the store marks nothing as its own: %w", errdefs.ErrFailedPrecondition)
+	}
+	mine := map[string]string{labelOwner: s.opts.Owner}
+	all, err := s.List(ctx, "", mine)
+	errs := []error{err}
+	for _, r := range all {
+		if keep(r.Name) {
+			continue
+		}
+		errs = append(errs, s.Remove(ctx, r.Name))
+		removed = append(removed, r.Name)
+	}
+	mine[labelTemporary] = "true"
+	held, err := s.Leases(ctx, mine)
+	errs = append(errs, err)
+	for id := range held {
+		errs = append(errs, s.Unlease(ctx, id))
+	}
+	return removed, errors.Join(errs...)
 }
 
 // Record is a name in the store.
