@@ -446,7 +446,8 @@ func TestLogsAreFollowedLive(t *testing.T) {
 	post(t, invokeURL("talker"), `{"n":2}`)
 	var seen strings.Builder
 	buf := make([]byte, 4096)
-	for !strings.Contains(seen.String(), "err 2") {
+	// The two streams are read side by side: a line of one may overtake a line of the other.
+	for !strings.Contains(seen.String(), "err 2") || !strings.Contains(seen.String(), "out 2") {
 		n, err := resp.Body.Read(buf)
 		seen.Write(buf[:n])
 		if err == io.EOF || err != nil {
