@@ -89,6 +89,7 @@ type Daemon struct {
 	server    *server.Server
 	bound     []boundListener
 	runtime   engine.Runtime
+	untidy    atomic.Bool            // something of a deploy may have to be undone
 	breach    atomic.Pointer[string] // why the firewall does not stand, if it does not
 }
 
@@ -98,8 +99,8 @@ type boundListener struct {
 }
 
 // Open starts everything and returns when requests are served. On error nothing is left open.
-func Open(ctx context.Context, opts Options) (d *Daemon, err error) {
-	d = &Daemon{opts: opts, cfg: opts.Config, log: opts.Log}
+func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
+	d := &Daemon{opts: opts, cfg: opts.Config, log: opts.Log}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
@@ -264,13 +265,17 @@ func (d *Daemon) openInstances(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	cgroups, err := d.cgroups()
+	if err != nil {
+		return err
+	}
 	d.instances, err = instance.NewManager(instance.Options{
 		Client: d.client, Namespace: d.cfg.Namespace,
 		Dir:             filepath.Join(d.cfg.RunDir, "instances"),
 		InitPath:        filepath.Join(d.cfg.LibexecDir, "lfx-init"),
 		RuntimeBinary:   d.runtime.Path,
 		RuntimeRoot:     d.runtimeRoot(),
-		CgroupParent:    filepath.Join(d.cfg.CgroupParent, "fn"),
+		Cgroups:         cgroups,
 		Network:         attacher{d.network},
 		ResolvConf:      func(string, netip.Addr) []byte { return dns.ResolvConf(d.gatewayAddr()) },
 		AppArmorProfile: profile,
@@ -325,7 +330,7 @@ func (d *Daemon) liveIDs() []string {
 
 // openFunctions makes the pools and brings every active release back.
 func (d *Daemon) openFunctions(ctx context.Context) error {
-	d.images = image.New(d.client, "overlayfs", image.Options{})
+	d.images = image.New(d.client, "overlayfs", image.Options{Owner: d.store.View().Node()})
 	d.gateway = gateway.New(gateway.Options{
 		Resolver: resolverFunc(func(ctx context.Context, t gateway.Target) (invocation.Route, error) {
 			return (&resolver{store: d.store, pools: d.pools, region: d.cfg.Region}).Resolve(ctx, t)
@@ -358,7 +363,8 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	}
 	d.openDeployer()
 	if err := d.deployer.Recover(ctx); err != nil {
-		return err
+		d.untidy.Store(true)
+		d.log.Warn("what an interrupted deploy left could not all be undone yet", "error", err)
 	}
 	return d.restore()
 }
@@ -466,7 +472,18 @@ func (d *Daemon) reconcileLoop() {
 		ctx, cancel := context.WithTimeout(d.ctx, reconcileInterval)
 		if err := d.reconcile(ctx); err != nil && d.ctx.Err() == nil {
 			d.log.Warn("reconciliation", "error", err)
+			d.untidy.Store(true) // the engine is away: deploys may not have cleaned up either
+		} else if err == nil && d.untidy.Swap(false) {
+			d.tidy(ctx)
 		}
 		cancel()
+	}
+}
+
+// tidy undoes what deploys left while the engine was away.
+func (d *Daemon) tidy(ctx context.Context) {
+	if err := d.deployer.Tidy(ctx); err != nil && d.ctx.Err() == nil {
+		d.untidy.Store(true)
+		d.log.Warn("what deploys left is not all removed yet", "error", err)
 	}
 }

@@ -129,6 +129,9 @@ func (d *Daemon) runtimeRoot() string {
 
 // removeCgroups removes the empty parents of the instances' cgroups.
 func (d *Daemon) removeCgroups() {
+	if d.opts.systemdCgroups() {
+		return // the slices are systemd's
+	}
 	root, err := cgroup.Detect()
 	if err != nil {
 		return // then there are none

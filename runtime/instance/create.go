@@ -56,7 +56,7 @@ func (i *Instance) create(ctx context.Context) (err error) {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	timer.lap(&i.phases.Snapshot)
-	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupParent: i.m.o.CgroupParent, apparmor: i.m.o.AppArmorProfile}, i.m.host)
+	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id), apparmor: i.m.o.AppArmorProfile}, i.m.host)
 	if err := i.m.engine.createContainer(ctx, i.spec, oci); err != nil {
 		return fmt.Errorf("container: %w", err)
 	}
@@ -126,7 +126,7 @@ func (i *Instance) hold() error {
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	// The pid may have been reused between the answer and now: the descriptor must be of a process in our cgroup.
 	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", i.pid))
-	if err == nil && !cgroup.InGroup(string(groups), i.m.o.CgroupParent, i.id) {
+	if err == nil && !cgroup.InGroup(string(groups), i.m.o.Cgroups.Parent(), i.m.o.Cgroups.Name(i.id)) {
 		err = fmt.Errorf("process %d is not in the cgroup of the instance: %w", i.pid, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {

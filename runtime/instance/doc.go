@@ -26,7 +26,7 @@
 // # What is named how
 //
 //	container, snapshot, task, hostname   ID
-//	cgroup                                <CgroupParent>/ID in every hierarchy
+//	cgroup                                <Cgroups.Parent>/<Cgroups.Name(ID)> in every hierarchy
 //	files                                 <Dir>/ID/: record.json, io/ (FIFOs), etc/, secrets/
 //	containerd label                      dev.lfx.instance=ID, on container and snapshot; BuildKit's things
 //	                                      in the same namespace do not have it and are left alone

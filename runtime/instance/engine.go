@@ -50,7 +50,9 @@ type engine struct {
 
 func newEngine(o Options) *engine {
 	e := &engine{client: o.Client, namespace: o.Namespace, chains: map[string]string{}}
-	e.runtime, e.runtimeEr = typeurl.MarshalAny(&runcoptions.Options{BinaryName: o.RuntimeBinary, Root: o.RuntimeRoot})
+	e.runtime, e.runtimeEr = typeurl.MarshalAny(&runcoptions.Options{
+		BinaryName: o.RuntimeBinary, Root: o.RuntimeRoot, SystemdCgroup: o.Cgroups.Driven(),
+	})
 	return e
 }
 

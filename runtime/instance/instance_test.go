@@ -24,6 +24,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/runtime/cgroup"
 )
 
 // newManager returns a manager with directories and a cgroup parent of its own. At the end of the test nothing of
@@ -34,7 +36,7 @@ func newManager(t *testing.T, change func(*Options)) (*Manager, *testEngine) {
 	parent := "/lfxtest-" + strings.ToLower(filepath.Base(t.Name())) + fmt.Sprint(os.Getpid())
 	o := Options{
 		Client: e.client, Namespace: testNamespace, Dir: t.TempDir(), InitPath: e.dir + "/lfx-init",
-		RuntimeBinary: e.bin + "/runc", RuntimeRoot: e.dir + "/runc", CgroupParent: parent,
+		RuntimeBinary: e.bin + "/runc", RuntimeRoot: e.dir + "/runc", Cgroups: cgroup.Plain(parent),
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {

@@ -53,8 +53,8 @@ type Options struct {
 	// RuntimeBinary is the OCI runtime, RuntimeRoot its private state directory.
 	RuntimeBinary string
 	RuntimeRoot   string
-	// CgroupParent is the cgroup of all instances; default "/lfx/fn".
-	CgroupParent string
+	// Cgroups says where the cgroups of the instances are, and who makes them; default below "/lfx/fn".
+	Cgroups cgroup.Layout
 	// Network attaches instances; nil leaves them with loopback only.
 	Network Network
 	// ResolvConf and Hosts return the contents of /etc/resolv.conf and /etc/hosts. addr is the zero value without
@@ -137,8 +137,8 @@ func (o *Options) defaults() {
 	if o.Namespace == "" {
 		o.Namespace = "lfx"
 	}
-	if o.CgroupParent == "" {
-		o.CgroupParent = "/lfx/fn"
+	if o.Cgroups == (cgroup.Layout{}) {
+		o.Cgroups = cgroup.Plain("/lfx/fn")
 	}
 	if o.UIDBase == 0 {
 		o.UIDBase = defaultUIDBase
@@ -177,7 +177,9 @@ func defaultHosts(id string, addr netip.Addr) []byte {
 // dir returns the directory of an instance.
 func (m *Manager) dir(id string) string { return filepath.Join(m.o.Dir, id) }
 
-func (m *Manager) group(id string) cgroup.Group { return m.cgroups.Open(m.o.CgroupParent, id) }
+func (m *Manager) group(id string) cgroup.Group {
+	return m.cgroups.Open(m.o.Cgroups.Parent(), m.o.Cgroups.Name(id))
+}
 
 // reserve makes id known. It fails with class ErrAlreadyExists when id is in use, or ErrUnavailable after Close.
 func (m *Manager) reserve(id string) (*Instance, error) {

@@ -32,11 +32,11 @@ type host struct {
 // specInput is what the spec of one instance is made from.
 type specInput struct {
 	Spec
-	uid          uint32 // first host uid
-	dir          string // the instance's directory
-	initPath     string
-	cgroupParent string
-	apparmor     string
+	uid         uint32 // first host uid
+	dir         string // the instance's directory
+	initPath    string
+	cgroupsPath string
+	apparmor    string
 }
 
 // validate refuses what must never reach a runtime.
@@ -102,7 +102,7 @@ func ociSpec(in specInput, h host) *specs.Spec {
 			},
 			UIDMappings:       idMapping(in.uid),
 			GIDMappings:       idMapping(in.uid),
-			CgroupsPath:       filepath.Join(in.cgroupParent, in.ID),
+			CgroupsPath:       in.cgroupsPath,
 			RootfsPropagation: "private",
 			Resources:         resources(in, h),
 			Sysctl:            sysctls(h),

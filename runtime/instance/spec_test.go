@@ -20,7 +20,7 @@ func goldenInput() specInput {
 	return specInput{
 		Spec: Spec{ID: "hello-1", Args: []string{"/lambda-entrypoint.sh", "app.handler"}, Env: []string{"PATH=/bin", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001"},
 			Dir: "/var/task", MemoryMB: 128, TmpMB: 512, Cores: 128.0 / 1769},
-		uid: defaultUIDBase, dir: "/run/lfxd/instances/hello-1", initPath: "/usr/libexec/lfxd/lfx-init", cgroupParent: "/lfx/fn",
+		uid: defaultUIDBase, dir: "/run/lfxd/instances/hello-1", initPath: "/usr/libexec/lfxd/lfx-init", cgroupsPath: "/lfx/fn/hello-1",
 	}
 }
 

@@ -186,9 +186,15 @@ func (m *Manager) find(ctx context.Context) (map[string]record, error) {
 	for _, r := range records {
 		found[r.ID] = r
 	}
-	cgroups, err := m.cgroups.Children(m.o.CgroupParent)
+	names, err := m.cgroups.Children(m.o.Cgroups.Parent())
 	if err != nil {
 		return nil, err
+	}
+	var cgroups []string
+	for _, name := range names {
+		if id, ok := m.o.Cgroups.ID(name); ok {
+			cgroups = append(cgroups, id)
+		}
 	}
 	labelled, err := m.engine.labelled(ctx)
 	if err != nil {
