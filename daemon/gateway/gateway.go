@@ -237,7 +237,7 @@ func (c *call) readClientContext(enc string) error {
 		return NewError("InvalidRequestContentException", "Client context must be a valid Base64-encoded JSON object: it is not base64")
 	}
 	var compact bytes.Buffer
-	if len(b) == 0 || bytes.TrimLeft(b, " \t\r\n")[0] != '{' || json.Compact(&compact, b) != nil {
+	if !bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte{'{'}) || json.Compact(&compact, b) != nil {
 		return NewError("InvalidRequestContentException", "Client context must be a valid Base64-encoded JSON object: it is not a JSON object")
 	}
 	c.req.ClientContext = compact.String()
