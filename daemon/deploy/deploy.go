@@ -31,6 +31,7 @@ import (
 	"lfx.dev/lfxd/buildkit"
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/internal/failpoint"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/runtime/image"
 )
@@ -136,9 +137,13 @@ func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func
 	for _, s := range req.Functions {
 		j.parts = append(j.parts, &part{spec: s, temp: j.tempName(s.Name)})
 	}
+	if err := d.undoEarlier(ctx, req.Environment); err != nil {
+		return nil, err
+	}
 	if err := d.opts.Store.BeginDeploy(ctx, j.intent()); err != nil {
 		return nil, err
 	}
+	failpoint.Here("deploy.intent")
 	defer func() { err = errors.Join(err, j.cleanUp()) }()
 	return j.run(ctx)
 }
@@ -186,29 +191,36 @@ func invalid(errs []error) error {
 func (d *Deployer) claim(ctx context.Context, env function.Environment, wait bool, event func(api.DeployEvent)) (release func(), err error) {
 	for {
 		d.mu.Lock()
-		other := d.busy[env]
+		other, tidying := d.busy[everywhere]
+		if !tidying {
+			other = d.busy[env]
+		}
 		if other == nil {
 			done := make(chan struct{})
 			d.busy[env] = done
 			d.mu.Unlock()
-			return func() {
-				d.mu.Lock()
-				delete(d.busy, env)
-				d.mu.Unlock()
-				close(done)
-			}, nil
+			return func() { d.unclaim(env, done) }, nil
 		}
 		d.mu.Unlock()
-		if !wait {
+		if !wait && !tidying {
 			return nil, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("another deploy of %s is running: wait for it, or use --wait", env)}
 		}
-		event(api.DeployEvent{Step: "waiting for another deploy of " + env.String()})
+		if !tidying {
+			event(api.DeployEvent{Step: "waiting for another deploy of " + env.String()})
+		}
 		select {
 		case <-other:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+func (d *Deployer) unclaim(env function.Environment, done chan struct{}) {
+	d.mu.Lock()
+	delete(d.busy, env)
+	d.mu.Unlock()
+	close(done)
 }
 
 func newID() string {
@@ -255,7 +267,12 @@ func (j *job) cleanUp() error {
 			j.opts.Log.Warn("pulled name was not removed", "image", p.pinned, "error", err)
 		}
 	}
-	return j.opts.Store.EndDeploy(ctx, j.id)
+	failpoint.Here("deploy.cleaned")
+	if err := j.opts.Store.EndDeploy(ctx, j.id); err != nil {
+		return err
+	}
+	failpoint.Here("deploy.ended")
+	return nil
 }
 
 // run does the deploy between its intent and its clean-up.
@@ -263,12 +280,15 @@ func (j *job) run(ctx context.Context) (*api.DeployResult, error) {
 	if err := j.receive(ctx); err != nil {
 		return nil, err
 	}
+	failpoint.Here("deploy.mirrored")
 	if err := j.check(); err != nil {
 		return nil, err
 	}
+	failpoint.Here("deploy.checked")
 	if err := j.images(ctx); err != nil {
 		return nil, err
 	}
+	failpoint.Here("deploy.built")
 	wanted := j.wanted()
 	preview, err := j.opts.Store.View().NextRelease(wanted)
 	if err != nil {
@@ -330,10 +350,12 @@ func (j *job) release(ctx context.Context, wanted store.NewRelease, active *func
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Here("deploy.recorded")
 	rel := rec.Release
 	if err := j.publish(ctx, &rec); err != nil {
 		return nil, j.fail(rel, err)
 	}
+	failpoint.Here("deploy.published")
 	versions := j.versionsOf(rel)
 	if err := j.switchTo(ctx, rel, versions); err != nil {
 		return nil, j.fail(rel, err)
@@ -349,17 +371,21 @@ func (d *Deployer) switchTo(ctx context.Context, rel function.Release, versions 
 	if err != nil {
 		return err
 	}
+	failpoint.Here("deploy.prepared")
 	warm, cancel := context.WithTimeoutCause(ctx, d.opts.WarmTimeout, fmt.Errorf("the instances were not ready within %s", d.opts.WarmTimeout))
 	defer cancel()
 	if err := cand.Warm(warm); err != nil {
 		cand.Abort()
 		return err
 	}
+	failpoint.Here("deploy.warmed")
 	if err := d.opts.Store.Activate(context.WithoutCancel(ctx), rel.Environment, rel.Number); err != nil {
 		cand.Abort()
 		return err
 	}
+	failpoint.Here("deploy.activated")
 	cand.Activate()
+	failpoint.Here("deploy.switched")
 	d.opts.Log.Info("release activated", "environment", rel.Environment.String(), "release", rel.Number)
 	return nil
 }
@@ -391,6 +417,7 @@ func (d *Deployer) forget(env function.Environment) {
 		d.opts.Log.Warn("old releases were not forgotten", "environment", env.String(), "error", err)
 		return
 	}
+	failpoint.Here("deploy.forgotten")
 	d.removeImages(ctx, dropped)
 	d.sweepContexts()
 }
@@ -469,6 +496,7 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Here("remove.recorded")
 	versions := d.versionsOf(rec.Release)
 	if err := errors.Join(d.tagRelease(ctx, &rec.Release, versions), ctx.Err()); err != nil {
 		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
@@ -486,37 +514,13 @@ func (d *Deployer) removeLast(ctx context.Context, key function.Key) (*api.Remov
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Here("remove.committed")
 	d.opts.Releases.Deactivate(key.Environment)
+	failpoint.Here("remove.deactivated")
 	d.removeImages(context.WithoutCancel(ctx), dropped)
+	failpoint.Here("remove.images")
 	d.removeMirrors(key.Environment)
+	failpoint.Here("remove.mirrors")
 	d.sweepContexts()
 	return &api.RemoveResult{Key: key}, nil
-}
-
-// Recover undoes what deploys left behind that ended with the process, and brings every image name in
-// line with the record. Call it before any deploy.
-func (d *Deployer) Recover(ctx context.Context) error {
-	view := d.opts.Store.View()
-	var errs []error
-	for _, in := range view.Deploys() {
-		for _, name := range in.Images {
-			if err := d.opts.Images.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
-				errs = append(errs, err)
-			}
-		}
-		for _, r := range view.Releases(in.Environment) {
-			if r.State == function.ReleaseRecorded {
-				errs = append(errs, d.failRelease(ctx, *r))
-			}
-		}
-		if err := errors.Join(errs...); err != nil {
-			return fmt.Errorf("undo deploy %s: %w", in.ID, err)
-		}
-		if err := d.opts.Store.EndDeploy(ctx, in.ID); err != nil {
-			return err
-		}
-		d.opts.Log.Info("an interrupted deploy was undone", "environment", in.Environment.String(), "deploy", in.ID)
-	}
-	d.sweepContexts()
-	return nil
 }

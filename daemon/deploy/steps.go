@@ -21,6 +21,7 @@ import (
 	"lfx.dev/lfxd/buildkit"
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/internal/failpoint"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/runtime/image"
 )
@@ -150,6 +151,7 @@ func (j *job) image(ctx context.Context, p *part, progress func(*bkclient.SolveS
 		return j.pull(ctx, p)
 	}
 	b := p.spec.Build
+	failpoint.Here("deploy.building")
 	res, err := j.opts.Builder.Build(ctx, buildkit.Request{
 		ID: p.spec.Name, ContextDir: p.mirror, Dockerfile: b.Dockerfile, Target: b.Target, Args: b.Args,
 		Labels: j.labels(p), BaseImages: j.opts.BaseImages, ImageName: p.temp, NoCache: j.req.NoCache,
@@ -242,6 +244,7 @@ func (j *job) publishVersion(ctx context.Context, p *part, v *function.Version, 
 	if err != nil {
 		return err
 	}
+	failpoint.Here("deploy.annotated")
 	img := p.image
 	img.Name, img.Digest = name, info.Digest.String()
 	if p.mirror != "" {
@@ -249,7 +252,11 @@ func (j *job) publishVersion(ctx context.Context, p *part, v *function.Version, 
 			return fmt.Errorf("store the build context: %w", err)
 		}
 	}
+	failpoint.Here("deploy.stored")
 	if err := j.opts.Images.Unpack(ctx, name); err != nil {
+		return err
+	}
+	if err := failpoint.Error("deploy.unpacked"); err != nil {
 		return err
 	}
 	return j.opts.Store.SetImage(ctx, v.Key, v.Number, img)
@@ -282,6 +289,7 @@ func (j *job) annotations(p *part, v *function.Version, rel function.Release) ma
 
 // tagRelease names the image of every function of a release r<N>.
 func (d *Deployer) tagRelease(ctx context.Context, rel *function.Release, versions map[string]*function.Version) error {
+	failpoint.Here("deploy.image-set")
 	for name, v := range versions {
 		if err := d.opts.Images.Tag(ctx, v.Image.Name, releaseName(d.opts.RegistryHost, rel, name), nil); err != nil {
 			return errors.Join(fmt.Errorf("name the image of %s for release %d", name, rel.Number), err)
