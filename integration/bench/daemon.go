@@ -1,0 +1,313 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"lfx.dev/lfxd/daemon/api"
+	"lfx.dev/lfxd/daemon/client"
+	"lfx.dev/lfxd/daemon/function"
+)
+
+// daemonUnderTest is one lfxd with an engine of its own.
+type daemonUnderTest struct {
+	o      options
+	state  string
+	run    string
+	cgroup string
+	config string
+	log    string
+	cmd    *exec.Cmd
+	client *client.Client
+}
+
+const (
+	startTimeout = 90 * time.Second
+	warmCount    = 8 // instances of each warm function
+)
+
+func startDaemon(o options) (d *daemonUnderTest, err error) {
+	d = &daemonUnderTest{
+		o: o, state: fmt.Sprintf("/var/lib/lfxd-bench-%d", os.Getpid()), run: fmt.Sprintf("/run/lfxb%d", os.Getpid()),
+		cgroup: fmt.Sprintf("/lfxb%d", os.Getpid()),
+	}
+	d.config, d.log = filepath.Join(d.state, "config.toml"), filepath.Join(d.state, "lfxd.log")
+	for _, need := range []string{
+		filepath.Join(o.engine, "containerd"), filepath.Join(o.engine, "lfx-init"), filepath.Join(o.bin, "lfxd"), filepath.Join(o.bin, "lfxctl"),
+		filepath.Join(o.root, "build/images/python.tar"), filepath.Join(o.root, "contrib/examples/lambda-go/bootstrap"),
+	} {
+		if _, err := os.Stat(need); err != nil {
+			return nil, fmt.Errorf("%s is missing: run make engine build images examples first", need)
+		}
+	}
+	if err := os.MkdirAll(d.state, 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(d.config, []byte(d.toml()), 0o600); err != nil {
+		return nil, err
+	}
+	if d.client, err = client.New("unix://" + d.run + "/lfxd.sock"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			d.showLog()
+			err = errors.Join(err, d.finish())
+		}
+	}()
+	if err := d.launch(); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"provided", "python", "nodejs"} {
+		if _, err := d.ctr("images", "import", "--local", filepath.Join(o.root, "build/images", name+".tar")); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// toml is the default configuration but for private paths and the stand-ins for AWS's base images.
+func (d *daemonUnderTest) toml() string {
+	return fmt.Sprintf(`state_dir = %q
+run_dir = %q
+libexec_dir = %q
+cgroup_parent = %q
+
+[listen]
+control_group = ""
+invoke_group = ""
+
+[logs]
+journald = "off"
+
+[base_images]
+"public.ecr.aws/lambda/provided:al2023" = "localhost/lfx-base/provided:1"
+"public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
+"public.ecr.aws/lambda/nodejs:18" = "localhost/lfx-base/nodejs:18"
+`, d.state, d.run, d.o.engine, d.cgroup)
+}
+
+func (d *daemonUnderTest) launch() error {
+	out, err := os.Create(d.log)
+	if err != nil {
+		return err
+	}
+	defer out.Close() //nolint:errcheck // the child has its own descriptor
+	d.cmd = exec.Command(filepath.Join(d.o.bin, "lfxd"), "--with-engine", "--config", d.config)
+	d.cmd.Stdout, d.cmd.Stderr = out, out
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := d.cmd.Start(); err != nil {
+		return err
+	}
+	return poll(startTimeout, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := d.client.Version(ctx)
+		return err
+	})
+}
+
+// ctr runs containerd's own client against the engine.
+func (d *daemonUnderTest) ctr(args ...string) (string, error) {
+	all := append([]string{"--address", d.run + "/engine/sock/containerd.sock", "--namespace", "lfx"}, args...)
+	return output("", filepath.Join(d.o.engine, "ctr"), all...)
+}
+
+// finish takes the daemon down with everything that it made.
+func (d *daemonUnderTest) finish() error {
+	_, err := output("", filepath.Join(d.o.bin, "lfxd"), "down", "--with-engine", "--config", d.config)
+	if d.cmd != nil && d.cmd.Process != nil {
+		if err != nil {
+			d.cmd.Process.Kill() //nolint:errcheck // it has ended then
+		}
+		d.cmd.Wait() //nolint:errcheck // how it ended was said already
+	}
+	if d.o.keep {
+		progress("kept %s", d.state)
+		return err
+	}
+	return errors.Join(err, os.RemoveAll(d.state))
+}
+
+func (d *daemonUnderTest) showLog() {
+	data, err := os.ReadFile(d.log)
+	if err == nil {
+		fmt.Fprintf(os.Stderr, "--- %s\n%s---\n", d.log, data[max(0, len(data)-8<<10):])
+	}
+}
+
+// deploy deploys a folder.
+func (d *daemonUnderTest) deploy(dir string) error {
+	cmd := exec.Command(filepath.Join(d.o.bin, "lfxctl"), "deploy", dir, "--progress", "plain")
+	cmd.Env = append(os.Environ(), "LFX_HOST=unix://"+d.run+"/lfxd.sock", "NO_COLOR=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("lfxctl deploy %s: %w\n%s", dir, err, out)
+	}
+	return nil
+}
+
+// deployCold deploys one function per runtime, none of them warm.
+func (d *daemonUnderTest) deployCold() error {
+	return d.deployProject("cold", 0, map[string]string{"go": "lambda-go", "python": "lambda-python", "nodejs": "lambda-nodejs"})
+}
+
+// deployWarm deploys the two functions of the warm rounds, each with warmCount instances.
+func (d *daemonUnderTest) deployWarm() error {
+	return d.deployProject("warm", warmCount, map[string]string{"go": "lambda-go", "raw": ""})
+}
+
+// deployProject deploys functions named project-name from folders of contrib/examples; the empty folder
+// means the raw runtime client.
+func (d *daemonUnderTest) deployProject(project string, count int, functions map[string]string) error {
+	dir := filepath.Join(d.state, project)
+	text := "project: " + project + "\nfunctions:\n"
+	for name, folder := range functions {
+		to := filepath.Join(dir, name)
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		if folder == "" {
+			if err := d.rawFunction(to); err != nil {
+				return err
+			}
+		} else if err := os.CopyFS(to, os.DirFS(filepath.Join(d.o.root, "contrib/examples", folder))); err != nil {
+			return err
+		}
+		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    timeout: 10s\n", project, name, name)
+		if count > 0 {
+			text += fmt.Sprintf("    concurrency: {min: %d, max: %d}\n", count, count)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lfx.yaml"), []byte(text), 0o644); err != nil {
+		return err
+	}
+	return d.deploy(dir)
+}
+
+// rawFunction builds the raw runtime client.
+func (d *daemonUnderTest) rawFunction(to string) error {
+	if err := buildStatic(d.o.root, filepath.Join(to, "bootstrap")); err != nil {
+		return err
+	}
+	file := "FROM public.ecr.aws/lambda/provided:al2023\nCOPY bootstrap ${LAMBDA_RUNTIME_DIR}/bootstrap\nCMD [\"raw\"]\n"
+	return os.WriteFile(filepath.Join(to, "Dockerfile"), []byte(file), 0o644)
+}
+
+// buildStatic builds integration/bench/rawfn.
+func buildStatic(root, to string) error {
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, "./integration/bench/rawfn")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the raw runtime client: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// instances lists the instances of one function.
+func (d *daemonUnderTest) instances(name string) ([]api.InstanceInfo, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	all, err := d.client.Instances(ctx)
+	var out []api.InstanceInfo
+	for _, i := range all {
+		if i.Function == name {
+			out = append(out, i)
+		}
+	}
+	return out, err
+}
+
+// version returns the active version of a function.
+func (d *daemonUnderTest) version(name string) (*function.Version, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	f, err := d.client.Function(ctx, function.Key{Function: name})
+	if err != nil {
+		return nil, err
+	}
+	return &f.Active, nil
+}
+
+// endInstances kills the instances of a function and waits until nothing is left of them.
+func (d *daemonUnderTest) endInstances(name string) error {
+	all, err := d.instances(name)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		for _, pid := range pidsOf(d.cgroup, i.ID) {
+			syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it has ended then
+		}
+	}
+	return poll(20*time.Second, func() error {
+		all, err := d.instances(name)
+		if err == nil && len(all) > 0 {
+			err = fmt.Errorf("%d instances of %s are still there", len(all), name)
+		}
+		if err == nil && len(files(filepath.Join(d.run, "instances"))) > 0 {
+			err = fmt.Errorf("something of the instances of %s is still there", name)
+		}
+		return err
+	})
+}
+
+// pidsOf lists the processes of an instance by its cgroup, on v1 and v2.
+func pidsOf(parent, id string) (pids []int) {
+	for _, dir := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
+		data, err := os.ReadFile(filepath.Join(dir, parent, "fn", id, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for f := range strings.FieldsSeq(string(data)) {
+			var pid int
+			if _, err := fmt.Sscan(f, &pid); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	return nil
+}
+
+func files(dir string) (names []string) {
+	entries, _ := os.ReadDir(dir) // a missing one is empty
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// output runs a command and returns what it prints; the error has it too.
+func output(dir, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	var out, errOut bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(name), strings.Join(args, " "), err, out.String(), errOut.String())
+	}
+	return out.String(), nil
+}
+
+// poll calls f until it succeeds or the time is over; its last error is returned.
+func poll(timeout time.Duration, f func() error) error {
+	deadline := time.Now().Add(timeout)
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := f()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}

@@ -1,0 +1,193 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// inNamespace marks the run that is inside its own network namespace already.
+const inNamespace = "LFX_BENCH_IN_NETNS"
+
+// options say how long to measure and what.
+type options struct {
+	short  bool
+	json   bool
+	only   string // comma separated: warm, cold, memory; empty is all
+	rounds int
+	slice  time.Duration // of one warm arm in one round
+	colds  int           // cold starts of one arm in one round
+	root   string        // of the repository
+	bin    string        // our programs
+	engine string
+	keep   bool
+	pprof  string // folder for profiles of lfxd during the warm rounds
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "echo" {
+		os.Exit(serveEcho(os.Args[2:]))
+	}
+	o := parse()
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "bench: it makes containers, namespaces and firewall rules: run it as root")
+		os.Exit(1)
+	}
+	if os.Getenv(inNamespace) == "" {
+		os.Exit(isolate())
+	}
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parse() options {
+	var o options
+	flag.BoolVar(&o.short, "short", false, "fewer and shorter rounds: below two minutes")
+	flag.BoolVar(&o.json, "json", false, "print the results as JSON")
+	flag.StringVar(&o.only, "only", "", "measure only these, comma separated: warm, cold, memory")
+	flag.IntVar(&o.rounds, "rounds", 5, "interleaved rounds")
+	flag.StringVar(&o.root, "root", ".", "the repository")
+	flag.StringVar(&o.bin, "bin", "", "folder of lfxd and lfxctl; default build/bin")
+	flag.StringVar(&o.engine, "engine", "", "folder of the engine and lfx-init; default build/engine")
+	flag.StringVar(&o.pprof, "pprof", "", "write CPU profiles of lfxd to this folder")
+	flag.BoolVar(&o.keep, "keep", false, "keep the state and the log")
+	flag.Parse()
+	o.root, _ = filepath.Abs(o.root) // fails only without a working directory
+	if o.bin == "" {
+		o.bin = filepath.Join(o.root, "build/bin")
+	}
+	if o.engine == "" {
+		o.engine = filepath.Join(o.root, "build/engine")
+	}
+	o.slice, o.colds = 2*time.Second, 4
+	if o.short {
+		o.slice, o.colds = 400*time.Millisecond, 1
+	}
+	return o
+}
+
+func (o *options) wants(part string) bool {
+	if o.only == "" {
+		return true
+	}
+	for p := range strings.SplitSeq(o.only, ",") {
+		if p == part {
+			return true
+		}
+	}
+	return false
+}
+
+// isolate runs this program again in a network namespace of its own.
+func isolate() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inNamespace+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM) // the child ends by itself and cleans up
+	defer signal.Stop(stop)
+	err := cmd.Run()
+	if err == nil {
+		return 0
+	}
+	if cmd.ProcessState != nil {
+		return cmd.ProcessState.ExitCode()
+	}
+	fmt.Fprintln(os.Stderr, "bench: a network namespace of our own:", err)
+	return 1
+}
+
+func run(o options) (err error) {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	res := &results{Machine: machine()}
+	began := time.Now()
+	d, err := startDaemon(o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if downErr := d.finish(); err == nil {
+			err = downErr
+		}
+	}()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	done := make(chan error, 1)
+	go func() { done <- measure(o, d, res) }() // abandoned when interrupted: the process ends
+	select {
+	case err = <-done:
+	case s := <-interrupted:
+		err = fmt.Errorf("ended by %s", s)
+	}
+	if err != nil {
+		d.showLog()
+		return err
+	}
+	res.Took = time.Since(began).Round(time.Second).String()
+	if o.json {
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		return e.Encode(res)
+	}
+	res.print(os.Stdout)
+	return nil
+}
+
+// measure does everything between the start and the end of the daemon.
+func measure(o options, d *daemonUnderTest, res *results) error {
+	if o.wants("memory") {
+		progress("idle memory")
+		res.addIdleMemory("just started", d)
+	}
+	progress("deploying the functions for cold starts")
+	if err := d.deployCold(); err != nil {
+		return err
+	}
+	if o.wants("cold") {
+		if err := coldArms(o, d, res); err != nil {
+			return err
+		}
+	}
+	if o.wants("memory") {
+		if err := instanceMemory(d, res); err != nil {
+			return err
+		}
+	}
+	if o.wants("warm") {
+		progress("deploying the warm functions")
+		if err := d.deployWarm(); err != nil {
+			return err
+		}
+		if err := warmArms(o, d, res); err != nil {
+			return err
+		}
+	}
+	res.Machine.LoadAfter = loadAverage()
+	return nil
+}
+
+var start = time.Now()
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench %5.1fs: %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+}
