@@ -12,14 +12,15 @@ import (
 // Paths of the control API. Everything below Prefix needs control rights.
 const (
 	Prefix        = "/lfx/v1"
-	PathVersion   = Prefix + "/version"   // GET → VersionInfo
-	PathSession   = Prefix + "/session"   // POST, hijacked: a BuildKit session (h2c upgrade); the session offers directories
-	PathDeploys   = Prefix + "/deploys"   // POST DeployRequest → stream of DeployEvent (newline-delimited JSON)
-	PathFunctions = Prefix + "/functions" // GET ?project=&environment= → []FunctionSummary; GET /{name} → FunctionDetail; DELETE /{name} → RemoveResult
-	PathReleases  = Prefix + "/releases"  // GET ?project=&environment= → []function.Release
-	PathInstances = Prefix + "/instances" // GET → []InstanceInfo
-	PathLogs      = Prefix + "/logs"      // GET ?function=&project=&environment=&follow=1&since=RFC3339&limit= → stream of LogEntry (newline-delimited JSON)
-	PathDoctor    = Prefix + "/doctor"    // GET → DoctorReport
+	PathVersion   = Prefix + "/version"     // GET → VersionInfo
+	PathSession   = Prefix + "/session"     // POST, hijacked: a BuildKit session (h2c upgrade); the session offers directories
+	PathDeploys   = Prefix + "/deploys"     // POST DeployRequest → stream of DeployEvent (newline-delimited JSON)
+	PathFunctions = Prefix + "/functions"   // GET ?project=&environment= → []FunctionSummary; GET /{name} → FunctionDetail; DELETE /{name} → RemoveResult
+	PathReleases  = Prefix + "/releases"    // GET ?project=&environment= → []function.Release
+	PathInstances = Prefix + "/instances"   // GET → []InstanceInfo
+	PathLogs      = Prefix + "/logs"        // GET ?function=&project=&environment=&follow=1&since=RFC3339&limit= → stream of LogEntry (newline-delimited JSON)
+	PathDoctor    = Prefix + "/doctor"      // GET → DoctorReport
+	PathPprof     = Prefix + "/debug/pprof" // GET /{profile}: a profile of lfxd itself, as net/http/pprof names and encodes it
 )
 
 // Header names of our own.

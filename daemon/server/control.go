@@ -91,6 +91,7 @@ func (s *Server) table() []route {
 		{"GET", api.PathDoctor, false, AccessControl, func(w http.ResponseWriter, r *http.Request, _ string) error {
 			return writeJSON(w, http.StatusOK, b.Doctor(r.Context()))
 		}},
+		{"GET", api.PathPprof, true, AccessControl, profile},
 	}
 }
 

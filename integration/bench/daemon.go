@@ -183,7 +183,7 @@ func (d *daemonUnderTest) deployProject(project string, count int, functions map
 		} else if err := os.CopyFS(to, os.DirFS(filepath.Join(d.o.root, "contrib/examples", folder))); err != nil {
 			return err
 		}
-		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    timeout: 10s\n", project, name, name)
+		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    cpu: 2\n    timeout: 10s\n", project, name, name)
 		if count > 0 {
 			text += fmt.Sprintf("    concurrency: {min: %d, max: %d}\n", count, count)
 		}
