@@ -24,7 +24,10 @@ func (m *Manager) ensureBridge(n *network) error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.BridgeSetMcastSnoop(link, false); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // a kernel without snooping
+	// Only what is to change is sent: kernels refuse some of what they report themselves (6.1: EINVAL).
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = link.Attrs().Name, link.Attrs().Index
+	if err := netlink.BridgeSetMcastSnoop(&netlink.Bridge{LinkAttrs: attrs}, false); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // a kernel without snooping
 		return fmt.Errorf("bridge %s: turn multicast snooping off: %w", n.bridge, err)
 	}
 	if err := netlink.LinkSetMTU(link, m.conf.MTU); err != nil {
