@@ -162,13 +162,15 @@ func APIError(err error) *api.Error {
 	}
 	e = &api.Error{Code: api.CodeInternal, Message: err.Error()}
 	switch {
-	case errdefs.IsInvalidArgument(err):
+	case errdefs.IsInvalidArgument(err), errdefs.IsOutOfRange(err):
 		e.Code = api.CodeInvalid
 	case errdefs.IsNotFound(err):
 		e.Code = api.CodeNotFound
-	case errdefs.IsAlreadyExists(err), errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err):
+	case errdefs.IsAlreadyExists(err), errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err), errdefs.IsAborted(err):
 		e.Code = api.CodeConflict
-	case errdefs.IsUnavailable(err), errors.Is(err, context.DeadlineExceeded):
+	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err):
+		e.Code = api.CodeForbidden
+	case errdefs.IsUnavailable(err), errdefs.IsResourceExhausted(err), errdefs.IsDeadlineExceeded(err):
 		e.Code = api.CodeUnavailable
 	}
 	return e

@@ -61,21 +61,21 @@ func groupID(group string) (gid int, note string) {
 	return gid, ""
 }
 
-// peerContext logs who connects to the control socket.
-func peerContext(log *slog.Logger, kind Kind) func(context.Context, net.Conn) context.Context {
-	if kind != KindControl {
-		return nil
-	}
-	return func(ctx context.Context, c net.Conn) context.Context {
-		uc, ok := c.(*net.UnixConn)
-		if !ok {
-			return ctx
-		}
+// peerListener logs who connects to the control socket.
+type peerListener struct {
+	net.Listener
+	log *slog.Logger
+}
+
+// Accept implements net.Listener.
+func (l peerListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if uc, ok := c.(*net.UnixConn); ok && err == nil && l.log.Enabled(context.Background(), slog.LevelDebug) {
 		if cred, err := peer(uc); err == nil {
-			log.Debug("control connection", "uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
+			l.log.Debug("control connection", "uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
 		}
-		return ctx
 	}
+	return c, err
 }
 
 func peer(c *net.UnixConn) (cred *unix.Ucred, err error) {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -109,7 +110,9 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return s.opts.BaseContext },
-		ConnContext:       peerContext(s.opts.Log, kind),
+	}
+	if kind == KindControl {
+		l = peerListener{l, s.opts.Log}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,6 +164,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
 	checked := kind == KindTCP || kind == KindPort
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer s.logPanic(r)
 		if checked && !s.browserSafe(w, r) {
 			return
 		}
@@ -178,6 +182,18 @@ func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
 		}
 		s.control(w, r, kind)
 	})
+}
+
+// logPanic makes a handler's panic an error in the log; net/http then cuts the connection.
+func (s *Server) logPanic(r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler { //nolint:errorlint // the value itself, as net/http compares it
+		s.opts.Log.Error("request handler panicked", "method", r.Method, "path", r.URL.EscapedPath(), "panic", v, "stack", string(debug.Stack()))
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // control serves the routes of the table.
