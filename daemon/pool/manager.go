@@ -27,7 +27,9 @@ type Options struct {
 	QueueTimeout time.Duration
 	// IdleTimeout is how long an instance above min stays idle.
 	IdleTimeout time.Duration
-	Log         *slog.Logger
+	// MemoryMB bounds the sum of the memory limits of all instances, in MiB; 0 means no bound.
+	MemoryMB int64
+	Log      *slog.Logger
 }
 
 // Manager holds the pools of all versions and the live releases of all environments.
@@ -41,10 +43,14 @@ type Manager struct {
 	// envs is copied on write, so that binding a request takes no lock.
 	envs atomic.Pointer[map[function.Environment]*environment]
 
+	memory *limit // of all pools
+
 	mu     sync.Mutex
 	pools  map[versionKey]*entry
 	limits map[function.Key]*limit
-	closed bool
+	// retired are pools that nobody uses any more and whose instances are not all gone.
+	retired map[*Pool]struct{}
+	closed  bool
 }
 
 type versionKey struct {
@@ -68,11 +74,16 @@ type environment struct {
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	m := &Manager{opts: opts, ctx: ctx, cancel: cancel, pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}}
+	m := &Manager{
+		opts: opts, ctx: ctx, cancel: cancel, memory: newLimit(opts.MemoryMB, memoryOf),
+		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, retired: map[*Pool]struct{}{},
+	}
 	m.envs.Store(&map[function.Environment]*environment{})
 	m.group.Go(m.sweepLoop)
 	return m
 }
+
+func memoryOf(p *Pool) int64 { return int64(p.version.Config.MemoryMB) }
 
 // Release is a live release: active, being prepared, or draining.
 type Release struct {
@@ -113,8 +124,17 @@ func (m *Manager) Prepare(record function.Release, versions map[string]*function
 	}
 	for name, v := range versions {
 		r.pools[name] = m.refLocked(v, r)
+		r.pools[name].limit.raise(m.maxOf(v))
 	}
 	return r, nil
+}
+
+// maxOf is the cap on the instances of a version's function.
+func (m *Manager) maxOf(v *function.Version) int64 {
+	if most := v.Config.Concurrency.Max; most != 0 {
+		return int64(most)
+	}
+	return int64(max(m.opts.DefaultMax(v), v.Config.Concurrency.Min))
 }
 
 // refLocked returns the pool of a version with one more reference.
@@ -130,21 +150,18 @@ func (m *Manager) refLocked(v *function.Version, b invocation.Binding) *Pool {
 }
 
 func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool {
-	most := v.Config.Concurrency.Max
-	if most == 0 {
-		most = max(m.opts.DefaultMax(v), v.Config.Concurrency.Min)
-	}
 	l := m.limits[v.Key]
 	if l == nil {
-		l = newLimit(most)
+		l = newLimit(m.maxOf(v), one)
 		m.limits[v.Key] = l
 	}
-	l.setMax(most)
 	p := &Pool{
-		version: v, starter: m.opts.Starter, limit: l, opts: m.opts, log: m.opts.Log,
+		version: v, starter: m.opts.Starter, limit: l, memory: m.memory, opts: m.opts, log: m.opts.Log,
 		ctx: m.ctx, group: &m.group, workers: &m.workers, slots: map[*slot]struct{}{}, binding: b,
+		closed: m.closed,
 	}
 	l.join(p)
+	m.memory.join(p)
 	return p
 }
 
@@ -158,14 +175,27 @@ func (m *Manager) unrefLocked(v *function.Version) *Pool {
 	if e.refs--; e.refs > 0 {
 		return nil
 	}
-	delete(m.pools, k)
-	e.pool.limit.leave(e.pool)
+	m.removeLocked(k, e)
 	return e.pool
 }
 
-// Warm starts concurrency.min instances of every version of the release that is not active now, and
-// blocks until each of them asked for its first event. The error names the function.
+// removeLocked forgets a pool that nobody uses; the caller closes it.
+func (m *Manager) removeLocked(k versionKey, e *entry) {
+	delete(m.pools, k)
+	m.retired[e.pool] = struct{}{}
+	e.pool.limit.leave(e.pool)
+	e.pool.memory.leave(e.pool)
+}
+
+// Warm starts concurrency.min instances of every version of the release, as far as they do not run
+// already, and blocks until each of them asked for its first event. A function that could never run on
+// this host is an error too. The error names the function.
 func (r *Release) Warm(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(r.pools)) {
+		if err := r.pools[name].tooLarge(); err != nil {
+			return err
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, name := range slices.Sorted(maps.Keys(r.pools)) {
 		p, least := r.pools[name], r.versions[name].Config.Concurrency.Min
@@ -191,9 +221,11 @@ func (r *Release) Activate() *Release {
 		p.binding = r
 		p.min = r.versions[name].Config.Concurrency.Min
 		p.mu.Unlock()
+		p.limit.setMax(m.maxOf(r.versions[name]))
 	}
 	old := m.environment(r.record.Environment).active.Swap(r)
 	if old != nil {
+		old.letGo(r)
 		old.retire()
 	}
 	m.unpin(r.record.Environment)
@@ -220,8 +252,25 @@ func (m *Manager) unpin(env function.Environment) {
 	}
 }
 
+// letGo ends the warmth of pools that next (may be nil) does not have: they only serve the requests
+// that are bound to r.
+func (r *Release) letGo(next *Release) {
+	for name, p := range r.pools {
+		if next == nil || next.pools[name] != p {
+			p.setMin(0)
+		}
+	}
+}
+
 // Abort drops a release that was prepared and never activated.
-func (r *Release) Abort() { r.retire() }
+func (r *Release) Abort() {
+	r.retire()
+	if active := r.manager.Active(r.record.Environment); active != nil {
+		for name, p := range active.pools { // Prepare may have raised it
+			p.limit.setMax(r.manager.maxOf(active.versions[name]))
+		}
+	}
+}
 
 // retire lets the release drain; it ends when nothing is bound to it.
 func (r *Release) retire() {
@@ -271,6 +320,7 @@ func (m *Manager) environment(env function.Environment) *environment {
 func (m *Manager) Deactivate(env function.Environment) {
 	if e := (*m.envs.Load())[env]; e != nil {
 		if old := e.active.Swap(nil); old != nil {
+			old.letGo(nil)
 			old.retire()
 		}
 	}
@@ -335,9 +385,16 @@ func (m *Manager) Bind(env function.Environment, name string) (*Bound, error) {
 }
 
 // Bind binds a further request to the release of one that is in flight: a call made from inside an
-// instance stays on its caller's release.
+// instance stays on its caller's release. ErrNoRelease when the release has drained: an instance that
+// later releases share can call while it has no invocation.
 func (r *Release) Bind(name string) (*Bound, error) {
 	r.inflight.Add(1)
+	select {
+	case <-r.done:
+		r.unbind()
+		return nil, ErrNoRelease
+	default:
+	}
 	return r.bound(name)
 }
 
@@ -426,10 +483,14 @@ func (m *Manager) sweep(now time.Time) {
 		all = append(all, e.pool)
 		if e.pinned && e.refs == 1 {
 			if st := e.pool.Stats(); st.Instances+st.Queued == 0 {
-				delete(m.pools, k)
-				e.pool.limit.leave(e.pool)
+				m.removeLocked(k, e)
 				last = append(last, e.pool)
 			}
+		}
+	}
+	for p := range m.retired {
+		if p.live.Load() == 0 {
+			delete(m.retired, p)
 		}
 	}
 	m.mu.Unlock()
@@ -448,6 +509,17 @@ func (m *Manager) Pools() []*Pool {
 	out := make([]*Pool, 0, len(m.pools))
 	for _, e := range m.pools {
 		out = append(out, e.pool)
+	}
+	return out
+}
+
+// all lists the pools and those that are retired.
+func (m *Manager) all() []*Pool {
+	out := m.Pools()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for p := range m.retired {
+		out = append(out, p)
 	}
 	return out
 }
@@ -472,12 +544,12 @@ func (m *Manager) Close(ctx context.Context) {
 		}
 	}
 	m.cancel(errors.New("the daemon is shutting down"))
-	for _, p := range m.Pools() {
+	for _, p := range m.all() {
 		p.close()
 		p.kill("spindown")
 	}
 	m.group.Wait()
-	for _, p := range m.Pools() {
+	for _, p := range m.all() {
 		p.kill("spindown") // what a start that was under way still brought
 	}
 	m.workers.Wait()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,9 +115,9 @@ const settleTime = 20 * time.Millisecond
 type waiter struct {
 	ready chan grant
 	req   *invocation.Request
-	next  *waiter
-	// taken and cancelled are guarded by Pool.mu: somebody will grant, or the waiter gave up.
-	taken, cancelled bool
+	// prev, next and taken are guarded by Pool.mu; taken means that somebody will grant.
+	prev, next *waiter
+	taken      bool
 }
 
 // grant ends a wait: with a slot, with an outcome (init failed inside this request), or with an error.
@@ -130,25 +131,29 @@ type grant struct {
 type Pool struct {
 	version *function.Version
 	starter Starter
-	limit   *limit
+	limit   *limit // instances of the function, across its versions
+	memory  *limit // memory of all instances of the host, in MiB
 	opts    Options
 	log     *slog.Logger
 	ctx     context.Context // ends when the manager closes
 	group   *sync.WaitGroup // the manager's: every goroutine of a pool is in it
 	workers *sync.WaitGroup // the manager's: every worker that is not gone
+	live    atomic.Int32    // instances that start or are not gone
+	warming atomic.Int32    // calls of warm in progress: nobody takes instances away meanwhile
 
 	mu       sync.Mutex
 	slots    map[*slot]struct{} // every worker that is not gone
 	idle     []*slot            // stack: the hottest is last
 	head     *waiter
 	tail     *waiter
-	waiting  int // waiters in the queue that were not cancelled
+	waiting  int // waiters in the queue
 	starting int
 	min      int
 	lastErr  error         // of the newest failed start; nil after a good one
 	changed  chan struct{} // closed and replaced when slots or lastErr change; nil when nobody listens
 	failures int           // failed starts in a row
 	retryAt  time.Time     // when a warm start may be tried again
+	restAt   time.Time     // until then the instances that live serve the queue: starting fails
 	binding  invocation.Binding
 	closed   bool
 	recheck  bool // startLater is under way
@@ -177,7 +182,7 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 // acquire takes the hottest idle slot, or waits for one.
 func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
 	p.mu.Lock()
-	if n := len(p.idle); n > 0 && p.head == nil {
+	if n := len(p.idle); n > 0 {
 		s := p.idle[n-1]
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
@@ -189,6 +194,10 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 	if p.closed {
 		p.mu.Unlock()
 		return nil, nil, &invocation.UnavailableError{Err: errClosed}
+	}
+	if err := p.tooLarge(); err != nil {
+		p.mu.Unlock()
+		return nil, nil, &invocation.UnavailableError{Err: err}
 	}
 	if p.waiting >= p.opts.QueueLimit {
 		p.mu.Unlock()
@@ -232,25 +241,46 @@ func (p *Pool) cancel(w *waiter) bool {
 	if w.taken {
 		return false
 	}
-	w.cancelled = true
-	p.waiting--
-	p.trimLocked()
+	p.unlinkLocked(w)
+	if p.waiting == 0 {
+		p.limit.forget(p)
+		p.memory.forget(p)
+	}
 	return true
 }
 
-// trimLocked drops cancelled waiters from the front of the queue.
-func (p *Pool) trimLocked() {
-	for p.head != nil && p.head.cancelled {
-		p.head = p.head.next
+// unlinkLocked takes a waiter out of the queue.
+func (p *Pool) unlinkLocked(w *waiter) {
+	if w.prev == nil {
+		p.head = w.next
+	} else {
+		w.prev.next = w.next
 	}
-	if p.head == nil {
-		p.tail = nil
+	if w.next == nil {
+		p.tail = w.prev
+	} else {
+		w.next.prev = w.prev
 	}
+	w.prev, w.next = nil, nil
+	p.waiting--
+}
+
+// tooLarge says that not even one instance fits into the host's budget; nil when it does.
+func (p *Pool) tooLarge() error {
+	if p.memory.fits(p) {
+		return nil
+	}
+	return fmt.Errorf("%s needs %d MiB, more than all functions together may have: lower its memory, or raise memory_budget under [functions] in the daemon's configuration",
+		p.version.Key, p.version.Config.MemoryMB)
 }
 
 func (p *Pool) throttled(detail string) error {
+	reason := "ConcurrentInvocationLimitExceeded"
+	if p.version.Config.Concurrency.Max > 0 {
+		reason = "ReservedFunctionConcurrentInvocationLimitExceeded"
+	}
 	return &invocation.ThrottledError{
-		Reason:     "ConcurrentInvocationLimitExceeded",
+		Reason:     reason,
 		RetryAfter: time.Second,
 		Detail:     detail,
 	}
@@ -261,7 +291,7 @@ func (p *Pool) pushLocked(w *waiter) {
 	if p.tail == nil {
 		p.head = w
 	} else {
-		p.tail.next = w
+		p.tail.next, w.prev = w, p.tail
 	}
 	p.tail = w
 	p.waiting++
@@ -269,16 +299,11 @@ func (p *Pool) pushLocked(w *waiter) {
 
 // popLocked takes the oldest waiter that still waits, or nil. The caller must grant it something.
 func (p *Pool) popLocked() *waiter {
-	p.trimLocked()
 	w := p.head
 	if w == nil {
 		return nil
 	}
-	p.head = w.next
-	if p.head == nil {
-		p.tail = nil
-	}
-	p.waiting--
+	p.unlinkLocked(w)
 	w.taken = true
 	return w
 }
@@ -286,6 +311,9 @@ func (p *Pool) popLocked() *waiter {
 // startForQueueLocked starts instances for waiters that neither a starting instance nor one that has
 // just answered will serve.
 func (p *Pool) startForQueueLocked() {
+	if len(p.slots) > 0 && time.Now().Before(p.restAt) {
+		return
+	}
 	settling := 0
 	if p.starting < p.waiting {
 		settling = p.settlingLocked()
@@ -295,7 +323,7 @@ func (p *Pool) startForQueueLocked() {
 		p.group.Go(p.startLater)
 	}
 	for p.starting+settling < p.waiting {
-		if !p.startLocked() {
+		if !p.startLocked(true) {
 			return
 		}
 	}
@@ -328,12 +356,18 @@ func (p *Pool) startLater() {
 	}
 }
 
-// startLocked starts one instance in the background, if the limit allows; it reports whether it did.
-func (p *Pool) startLocked() bool {
-	if p.closed || !p.limit.take(p) {
+// startLocked starts one instance in the background, if there is room; it reports whether it did.
+// urgent means that somebody waits for it, for whom idle instances of others give way.
+func (p *Pool) startLocked(urgent bool) bool {
+	if p.closed || !p.limit.take(p, urgent) {
+		return false
+	}
+	if !p.memory.take(p, urgent) {
+		p.limit.put(p)
 		return false
 	}
 	p.starting++
+	p.live.Add(1)
 	p.group.Go(p.start)
 	return true
 }
@@ -341,13 +375,15 @@ func (p *Pool) startLocked() bool {
 // start makes one instance and serves whoever waits longest.
 func (p *Pool) start() {
 	err := p.startOne(PhaseInit, nil)
+	answered := false
 	var initErr *InitError
 	if errors.As(err, &initErr) {
 		// The contract: a failed init runs again inside the first invocation, under the function's
 		// timeout, and its result is that invocation's result.
+		answered = true
 		err = p.startForWaiter(err)
 	}
-	p.finishStart(err, errors.As(err, &initErr))
+	p.finishStart(err, answered)
 }
 
 // startForWaiter repeats the init on behalf of the oldest waiter; without one the first error stands.
@@ -390,7 +426,7 @@ func (p *Pool) startOne(phase InitPhase, w *waiter) error {
 	s.worker = worker
 	p.slots[s] = struct{}{}
 	p.starting--
-	p.failures, p.lastErr = 0, nil
+	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
 	closed := p.closed
 	p.notifyLocked()
 	p.mu.Unlock()
@@ -417,29 +453,53 @@ func (p *Pool) events(s *slot, ready <-chan struct{}) Events {
 }
 
 // finishStart settles the books after a start that may have failed, and decides what comes next.
-// A fault of the function was answered to the waiter it belongs to; a fault of the platform is
-// answered to the oldest waiter when no other instance will serve it.
-func (p *Pool) finishStart(err error, functionFault bool) {
+// A fault of the function was answered to the request it belongs to. A fault of the platform is
+// answered to the oldest request when no instance lives that could serve it; else the queue is left
+// to those that live for a while, so that a start that fails at once is not repeated at once.
+func (p *Pool) finishStart(err error, answered bool) {
 	if err == nil {
 		return
 	}
-	p.limit.put()
 	p.mu.Lock()
 	p.starting--
+	p.live.Add(-1)
 	p.failures++
 	p.lastErr = err
 	p.notifyLocked()
 	p.retryAt = time.Now().Add(backoff(p.failures))
 	var refuse *waiter
-	if !functionFault && len(p.slots) == 0 && p.starting == 0 {
+	switch {
+	case answered:
+	case len(p.slots) == 0:
 		refuse = p.popLocked()
+	default:
+		p.restAt = p.retryAt
 	}
-	p.startForQueueLocked()
 	p.mu.Unlock()
+	p.limit.put(p)
+	p.memory.put(p)
+	p.offer()
+	p.kick()
 	if refuse != nil {
 		refuse.ready <- grant{err: &invocation.UnavailableError{Err: err}}
 	}
-	p.log.Warn("instance did not start", "function", p.version.Key.String(), "version", p.version.Number, "error", err)
+	p.log.Warn("instance did not start", "function", p.version.Key.String(), "version", p.version.Number, "error", logged(err))
+}
+
+// logged is what the daemon's log says of a failed start: of a fault of the function only its class,
+// because the rest is the function's own text.
+func logged(err error) error {
+	var initErr *InitError
+	if errors.As(err, &initErr) && initErr.Outcome != nil && initErr.Outcome.ErrorType != "" {
+		return errors.New("initialisation failed: " + initErr.Outcome.ErrorType)
+	}
+	return err
+}
+
+// offer gives room that became free, or an idle instance, to the pools that want it.
+func (p *Pool) offer() {
+	p.limit.offer(p)
+	p.memory.offer(p)
 }
 
 // backoff returns the pause before the next warm start after n failures in a row: 1 s to 1 min.
@@ -456,6 +516,12 @@ func (p *Pool) idleAgain(s *slot) {
 		return
 	}
 	s.used = now
+	if p.head != nil && p.warming.Load() == 0 && (p.limit.starved(p) || p.memory.starved(p)) {
+		p.leaveLocked(s)
+		p.mu.Unlock()
+		s.worker.Close("spindown")
+		return
+	}
 	if w := p.popLocked(); w != nil {
 		s.state = busy
 		s.answered.Store(0)
@@ -464,7 +530,7 @@ func (p *Pool) idleAgain(s *slot) {
 		return
 	}
 	if p.closed {
-		s.state = leaving
+		p.leaveLocked(s)
 		p.mu.Unlock()
 		s.worker.Close("spindown")
 		return
@@ -472,7 +538,7 @@ func (p *Pool) idleAgain(s *slot) {
 	s.state = idle
 	p.idle = append(p.idle, s)
 	p.mu.Unlock()
-	p.limit.offer(p)
+	p.offer()
 }
 
 // dying takes a slot out of use and replaces it when somebody waits or min asks for it.
@@ -492,7 +558,11 @@ func (p *Pool) leaveLocked(s *slot) {
 			}
 		}
 	}
-	s.state = leaving
+	if s.state != leaving {
+		s.state = leaving
+		p.limit.leaving(p)
+		p.memory.leaving(p)
+	}
 }
 
 // gone forgets a slot whose instance is removed, and starts what is missing.
@@ -500,11 +570,13 @@ func (p *Pool) gone(s *slot) {
 	p.mu.Lock()
 	p.leaveLocked(s)
 	delete(p.slots, s)
+	p.live.Add(-1)
 	p.notifyLocked()
 	p.mu.Unlock()
-	p.limit.put()
+	p.limit.left(p)
+	p.memory.left(p)
+	p.offer() // those that wait for the room come before this pool's own min
 	p.kick()
-	p.limit.offer(p)
 	p.workers.Done()
 }
 
@@ -525,8 +597,12 @@ func (p *Pool) notifyLocked() {
 }
 
 // warm keeps n instances from now on and blocks until they are ready, a start fails or ctx ends.
+// Where they do not fit beside those of the version before, those give way one by one.
 func (p *Pool) warm(ctx context.Context, n int) error {
+	p.warming.Add(1)
+	defer p.warming.Add(-1)
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.min, p.failures, p.lastErr = n, 0, nil
 	p.keepMinLocked()
 	for p.aliveLocked() < n && p.lastErr == nil {
@@ -538,14 +614,30 @@ func (p *Pool) warm(ctx context.Context, n int) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 		p.mu.Lock()
+		if ctx.Err() != nil {
+			return p.warmErrorLocked(context.Cause(ctx))
+		}
 		p.keepMinLocked()
 	}
-	err := p.lastErr
-	p.mu.Unlock()
-	return err
+	return p.lastErr
+}
+
+// warmErrorLocked says why instances are missing when the time for them is over.
+func (p *Pool) warmErrorLocked(cause error) error {
+	if p.starting > 0 || p.closed {
+		return cause
+	}
+	return fmt.Errorf("%w: there is no room for more than %d of %d instances: raise the function's concurrency.max, or memory_budget under [functions] in the daemon's configuration",
+		cause, p.aliveLocked(), p.min)
+}
+
+// setMin changes how many instances are kept.
+func (p *Pool) setMin(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.min = n
 }
 
 // keepMinLocked starts instances up to min, unless starts failed just now.
@@ -554,7 +646,7 @@ func (p *Pool) keepMinLocked() {
 		return
 	}
 	for p.starting+p.aliveLocked() < p.min {
-		if !p.startLocked() {
+		if !p.startLocked(p.warming.Load() > 0) {
 			return
 		}
 	}
@@ -571,10 +663,15 @@ func (p *Pool) aliveLocked() int {
 	return n
 }
 
-// evictOne closes the coldest idle worker above keep; it reports whether there was one.
-func (p *Pool) evictOne(keep int) bool {
+// evictOne closes the coldest idle worker so that o has room; it reports whether there was one. min
+// stays, except for another version of the function when somebody waits for that.
+func (p *Pool) evictOne(o *Pool, urgent bool) bool {
 	p.mu.Lock()
-	if len(p.idle) == 0 || p.aliveLocked() <= keep {
+	keep := p.min
+	if urgent && o.version.Key == p.version.Key {
+		keep = 0
+	}
+	if len(p.idle) == 0 || p.warming.Load() > 0 || p.aliveLocked() <= keep {
 		p.mu.Unlock()
 		return false
 	}
@@ -583,6 +680,16 @@ func (p *Pool) evictOne(keep int) bool {
 	p.mu.Unlock()
 	s.worker.Close("spindown")
 	return true
+}
+
+// coldest says since when the longest unused idle worker is idle.
+func (p *Pool) coldest() (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.idle) == 0 || p.warming.Load() > 0 {
+		return time.Time{}, false
+	}
+	return p.idle[0].used, true
 }
 
 // sweep closes workers that were idle for longer than the timeout, keeps min warm, and retries the
@@ -609,11 +716,11 @@ func (p *Pool) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.min = 0
-	old := p.idle
-	p.idle = nil
+	old := slices.Clone(p.idle)
 	for _, s := range old {
-		s.state = leaving
+		p.leaveLocked(s)
 	}
+	p.notifyLocked()
 	var refused []*waiter
 	for w := p.popLocked(); w != nil; w = p.popLocked() {
 		refused = append(refused, w)
