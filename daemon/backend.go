@@ -44,6 +44,7 @@ func (b *backend) Deploy(ctx context.Context, req api.DeployRequest, event func(
 	defer cancel(nil)
 	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) }) // a shutdown undoes it
 	defer stop()
+	b.awaitBuilder(ctx)
 	res, err := b.deployer.Deploy(ctx, req, event)
 	if err != nil {
 		return nil, err

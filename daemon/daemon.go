@@ -72,25 +72,29 @@ type Daemon struct {
 	group  sync.WaitGroup
 	undo   []func() // what Close does, last first
 
-	store     *store.Store
-	logs      *logs.Store
-	engine    *engine.Engine // nil with an engine of the host's
-	client    *containerd.Client
-	builder   *buildkit.Client
-	sessions  *buildkit.Sessions
-	images    *image.Store
-	network   *cni.Manager
-	instances *instance.Manager
-	starter   *worker.Starter
-	pools     *pool.Manager
-	deployer  *deploy.Deployer
-	releaser  *releaser
-	gateway   *gateway.Gateway
-	server    *server.Server
-	bound     []boundListener
-	runtime   engine.Runtime
-	untidy    atomic.Bool            // something of a deploy may have to be undone
-	breach    atomic.Pointer[string] // why the firewall does not stand, if it does not
+	store       *store.Store
+	logs        *logs.Store
+	engine      *engine.Engine // nil with an engine of the host's
+	lone        bool           // no unit runs our engine now: supervise it for a moment (see Down)
+	client      *containerd.Client
+	builder     *buildkit.Client
+	sessions    *buildkit.Sessions
+	images      *image.Store
+	network     *cni.Manager
+	instances   *instance.Manager
+	starter     *worker.Starter
+	pools       *pool.Manager
+	deployer    *deploy.Deployer
+	releaser    *releaser
+	gateway     *gateway.Gateway
+	server      *server.Server
+	bound       []boundListener
+	started     time.Time // when requests were first served
+	passed      []string  // names of the sockets in RunDir that are systemd's, not ours to remove
+	runtime     engine.Runtime
+	reconciling sync.Mutex
+	untidy      atomic.Bool            // something of a deploy may have to be undone
+	breach      atomic.Pointer[string] // why the firewall does not stand, if it does not
 }
 
 type boundListener struct {
@@ -178,38 +182,6 @@ func (d *Daemon) openState(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(func() { d.logs.Close() }) //nolint:errcheck // functions' output is best effort
-	return nil
-}
-
-// bind takes the listeners early: a second daemon or a foreign program on the port is found before
-// anything is started, and early requests wait in the backlog instead of being refused.
-func (d *Daemon) bind(context.Context) error {
-	for _, s := range []struct {
-		path, group string
-		kind        server.Kind
-	}{
-		{d.cfg.ControlSocketPath(), d.cfg.Listen.ControlGroup, server.KindControl},
-		{d.cfg.InvokeSocketPath(), d.cfg.Listen.InvokeGroup, server.KindInvoke},
-	} {
-		l, note, err := server.ListenUnix(s.path, s.group)
-		if err != nil {
-			return err
-		}
-		if note != "" {
-			d.log.Info(note, "socket", s.path)
-		}
-		d.bound = append(d.bound, boundListener{l, s.kind})
-		d.onClose(func() { l.Close() }) //nolint:errcheck // closed by its server already
-	}
-	if d.cfg.Listen.TCP == "" {
-		return nil
-	}
-	l, err := net.Listen("tcp", d.cfg.Listen.TCP)
-	if err != nil {
-		return fmt.Errorf("listen on %s: %w: stop the program that has the port, or set listen.tcp in the configuration", d.cfg.Listen.TCP, err)
-	}
-	d.bound = append(d.bound, boundListener{l, server.KindTCP})
-	d.onClose(func() { l.Close() }) //nolint:errcheck // closed by its server already
 	return nil
 }
 
@@ -456,7 +428,10 @@ func (d *Daemon) serve(context.Context) error {
 		}
 		d.log.Info("listening", "address", l.Addr().String())
 	}
+	d.started = time.Now()
 	d.group.Go(d.reconcileLoop)
+	d.group.Go(d.followEngine)
+	d.group.Go(d.watchdog)
 	return nil
 }
 
@@ -469,14 +444,21 @@ func (d *Daemon) reconcileLoop() {
 			return
 		case <-tick.C:
 		}
-		ctx, cancel := context.WithTimeout(d.ctx, reconcileInterval)
-		if err := d.reconcile(ctx); err != nil && d.ctx.Err() == nil {
-			d.log.Warn("reconciliation", "error", err)
-			d.untidy.Store(true) // the engine is away: deploys may not have cleaned up either
-		} else if err == nil && d.untidy.Swap(false) {
-			d.tidy(ctx)
-		}
-		cancel()
+		d.reconcileNow()
+	}
+}
+
+// reconcileNow is called by the loop and when containerd is back; one goes after the other.
+func (d *Daemon) reconcileNow() {
+	d.reconciling.Lock()
+	defer d.reconciling.Unlock()
+	ctx, cancel := context.WithTimeout(d.ctx, reconcileInterval)
+	defer cancel()
+	if err := d.reconcile(ctx); err != nil && d.ctx.Err() == nil {
+		d.log.Warn("reconciliation", "error", err)
+		d.untidy.Store(true) // the engine is away: deploys may not have cleaned up either
+	} else if err == nil && d.untidy.Swap(false) {
+		d.tidy(ctx)
 	}
 }
 

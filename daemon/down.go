@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lfx.dev/lfxd/cni"
+	"lfx.dev/lfxd/daemon/engine"
 	"lfx.dev/lfxd/daemon/store"
 )
 
@@ -99,10 +101,25 @@ func (d *Daemon) sweep(ctx context.Context) error {
 	}
 	d.onClose(d.removeRunDir)
 	d.onClose(func() { d.close("network", d.network.Teardown) })
+	if d.lone, err = d.engineIsDown(ctx); err != nil {
+		return err
+	}
 	if err := d.openEngine(ctx); err != nil {
 		return err
 	}
 	return d.openInstances(ctx)
+}
+
+// engineIsDown says whether our own engine is stopped, so that it must be started to remove what is left in it.
+func (d *Daemon) engineIsDown(ctx context.Context) (bool, error) {
+	if d.opts.WithEngine || d.cfg.Engine.ContainerdAddress != "" || d.cfg.Engine.BuildkitAddress != "" {
+		return false, nil
+	}
+	e, err := engine.New(d.opts.engineConfig())
+	if err != nil {
+		return false, err
+	}
+	return !e.Answers(ctx), nil
 }
 
 // removeRunDir removes the volatile directory; only what others put there stays.
@@ -111,7 +128,9 @@ func (d *Daemon) removeRunDir() {
 		os.Remove(filepath.Join(d.cfg.RunDir, name)) //nolint:errcheck // not empty means that something is left, which was reported
 	}
 	for _, s := range []string{d.cfg.ControlSocketPath(), d.cfg.InvokeSocketPath()} {
-		os.Remove(s) //nolint:errcheck // gone already
+		if !slices.Contains(d.passed, filepath.Base(s)) {
+			os.Remove(s) //nolint:errcheck // gone already
+		}
 	}
 	os.Remove(d.cfg.RunDir) //nolint:errcheck // as above
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,28 +21,29 @@ import (
 	"lfx.dev/lfxd/runtime/cgroup"
 )
 
-// openEngine starts or reaches containerd and buildkitd. With an engine of our own both answer when
-// it returns; a host's own is reached when it is needed.
+// openEngine starts or reaches containerd and buildkitd. With --with-engine both answer when it
+// returns; those that systemd or the host runs are reached when they are needed.
 func (d *Daemon) openEngine(ctx context.Context) (err error) {
 	containerdAddress, buildkitAddress := d.cfg.Engine.ContainerdAddress, d.cfg.Engine.BuildkitAddress
-	if d.opts.WithEngine {
-		if containerdAddress != "" || buildkitAddress != "" {
-			return errors.New("--with-engine starts an engine of our own, but the configuration names one (engine.containerd_address, engine.buildkit_address): use one or the other")
-		}
-		if d.engine, err = engine.New(d.engineConfig()); err != nil {
+	supervise := d.opts.WithEngine || d.lone
+	if supervise && (containerdAddress != "" || buildkitAddress != "") {
+		return errors.New("--with-engine starts an engine of our own, but the configuration names one (engine.containerd_address, engine.buildkit_address): use one or the other")
+	}
+	if containerdAddress == "" {
+		if d.engine, err = engine.New(d.opts.engineConfig()); err != nil {
 			return err
 		}
+		containerdAddress = d.engine.ContainerdAddress()
+		buildkitAddress = cmp.Or(buildkitAddress, d.engine.BuildkitAddress())
+	}
+	if supervise {
 		d.onClose(func() { d.close("engine", d.engine.Purge) })
 		if err := d.engine.Start(ctx); err != nil {
 			return err
 		}
-		containerdAddress, buildkitAddress = d.engine.ContainerdAddress(), d.engine.BuildkitAddress()
-	}
-	if containerdAddress == "" {
-		containerdAddress = filepath.Join(d.engineRunDir(), "sock", "containerd.sock")
 	}
 	if buildkitAddress == "" {
-		buildkitAddress = filepath.Join(d.engineRunDir(), "sock", "buildkitd.sock")
+		buildkitAddress = "unix:///run/buildkit/buildkitd.sock" // where one of the host's own is
 	}
 	return d.connect(ctx, containerdAddress, buildkitAddress)
 }
@@ -67,15 +69,17 @@ func (d *Daemon) connect(ctx context.Context, containerdAddress, buildkitAddress
 	return nil
 }
 
-func (d *Daemon) engineRunDir() string { return filepath.Join(d.cfg.RunDir, "engine") }
-
-func (d *Daemon) engineConfig() engine.Config {
+// engineConfig is the same for an engine of ours that we supervise and for one that systemd does.
+func (o Options) engineConfig() engine.Config {
 	c := engine.Config{
-		BinDir: d.cfg.LibexecDir, StateDir: filepath.Join(d.cfg.StateDir, "engine"), RunDir: d.engineRunDir(),
-		Namespace: d.cfg.Namespace, BuildBridge: d.cfg.Network.BuildBridge, BuildSubnet: d.cfg.Network.BuildSubnet,
-		CgroupParent: d.cfg.CgroupParent, BuildMemory: hostMemory() / 2, Log: d.log,
+		BinDir: o.Config.LibexecDir, StateDir: filepath.Join(o.Config.StateDir, "engine"), RunDir: filepath.Join(o.Config.RunDir, "engine"),
+		Namespace: o.Config.Namespace, BuildBridge: o.Config.Network.BuildBridge, BuildSubnet: o.Config.Network.BuildSubnet,
+		CgroupParent: o.Config.CgroupParent, BuildMemory: hostMemory() / 2, Log: o.Log,
 	}
-	if p, err := netip.ParsePrefix(d.cfg.Network.BuildSubnet); err == nil {
+	if o.systemdCgroups() {
+		c.BuildSlice = buildSlice
+	}
+	if p, err := netip.ParsePrefix(o.Config.Network.BuildSubnet); err == nil {
 		c.DNS = []string{p.Masked().Addr().Next().String()} // our forwarder on the build bridge
 	}
 	return c
@@ -194,5 +198,15 @@ func (d *Daemon) contextLimits() buildkit.Limits {
 }
 
 func (d *Daemon) logOptions() logs.Options {
-	return logs.Options{MaxBytesPerFunction: int64(d.cfg.Logs.MaxBytesPerFunction), Log: d.log}
+	o := logs.Options{MaxBytesPerFunction: int64(d.cfg.Logs.MaxBytesPerFunction), Log: d.log}
+	if d.cfg.Logs.Journald == "off" {
+		return o
+	}
+	journal, ok := logs.NewJournal()
+	if ok {
+		o.Sink = journal
+	} else if d.cfg.Logs.Journald == "on" {
+		d.log.Warn("logs.journald is on, but systemd's journal is not answering; functions' output goes to lfxd's own files alone")
+	}
+	return o
 }

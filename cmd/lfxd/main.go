@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
@@ -90,6 +91,7 @@ func rootCommand() *cobra.Command {
 			Use: "check", Short: "Check the configuration and say nothing if it is right", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error { _, err := load(f); return err },
 		},
+		engineCommand(&f),
 	)
 	return root
 }
@@ -127,7 +129,7 @@ func prepare(f flags) (daemon.Options, error) {
 	if os.Getuid() != 0 {
 		return daemon.Options{}, errors.New("lfxd makes namespaces, cgroups and firewall rules, and must run as root: use sudo or systemd")
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	log := newLogger(c.LogLevel)
 	routeLogrus(log)
 	return daemon.Options{Config: c, WithEngine: f.withEngine, Version: version, Log: log}, nil
 }
@@ -147,8 +149,10 @@ func serve(ctx context.Context, f flags) error {
 		return err
 	}
 	opts.Log.Info("ready", "version", version)
+	d.Notify(sd.SdNotifyReady)
 	err = d.Run(ctx)
 	opts.Log.Info("stopping")
+	d.Notify(sd.SdNotifyStopping + "\nSTATUS=stopping: requests that run may finish")
 	d.Close()
 	return err
 }

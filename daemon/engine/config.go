@@ -29,8 +29,11 @@ type Config struct {
 	BuildSubnet string // their IPv4 subnet; "10.202.0.0/16"
 
 	CgroupParent string // build steps run in CgroupParent/build; "/lfx"
-	BuildMemory  int64  // bytes that all build steps together may use; 0 means no limit
-	BuildPids    int64  // processes that all build steps together may have; 4096
+	// BuildSlice is the systemd slice of build steps, such as "lfx-build.slice". When it is set, systemd makes their
+	// cgroups and owns their limits: CgroupParent, BuildMemory and BuildPids are not used.
+	BuildSlice  string
+	BuildMemory int64 // bytes that all build steps together may use; 0 means no limit
+	BuildPids   int64 // processes that all build steps together may have; 4096
 
 	DNS []string // name servers of build containers; empty means the host's, as BuildKit reads them
 
@@ -79,6 +82,9 @@ func (c *Config) validate() error {
 	if !strings.HasPrefix(c.CgroupParent, "/") || filepath.Clean(c.CgroupParent) != c.CgroupParent || c.CgroupParent == "/" {
 		bad("cgroup parent %q is not a clean absolute cgroup path such as /lfx", c.CgroupParent)
 	}
+	if c.BuildSlice != "" && (!strings.HasSuffix(c.BuildSlice, ".slice") || strings.ContainsAny(c.BuildSlice, "/: ")) {
+		bad("build slice %q is not the name of a systemd slice such as lfx-build.slice", c.BuildSlice)
+	}
 	for _, s := range c.DNS {
 		if _, err := netip.ParseAddr(s); err != nil {
 			bad("name server %q is not an IP address", s)
@@ -126,6 +132,15 @@ func (c *Config) socket(child string) string {
 func (c *Config) record(child string) string { return filepath.Join(c.RunDir, child+".json") }
 func (c *Config) runcRoot() string           { return filepath.Join(c.RunDir, "runc") }
 func (c *Config) buildCgroup() string        { return filepath.Join(c.CgroupParent, "build") }
+
+// buildCgroupParent is what BuildKit puts before the id of a build container (BuildKit: executor/oci/spec.go): a
+// slice with a trailing colon makes it a scope LFX-BUILD-ID.scope of systemd's.
+func (c *Config) buildCgroupParent() string {
+	if c.BuildSlice != "" {
+		return c.BuildSlice + ":" + strings.TrimSuffix(c.BuildSlice, ".slice") + ":"
+	}
+	return c.buildCgroup()
+}
 
 // makeDirs creates every directory, with the modes that make the sockets private.
 func (c *Config) makeDirs() error {

@@ -104,7 +104,7 @@ func buildkitTOML(c *Config) ([]byte, error) {
 				"cniConfigPath":       c.etc("build.conflist"),
 				"cniBinaryPath":       c.BinDir,
 				"cniPoolSize":         0,
-				"defaultCgroupParent": c.buildCgroup(),
+				"defaultCgroupParent": c.buildCgroupParent(),
 				"max-parallelism":     4,
 				"gc":                  true,
 				"reservedSpace":       "2GB",
@@ -113,8 +113,9 @@ func buildkitTOML(c *Config) ([]byte, error) {
 				"runtime": table{
 					"name": "io.containerd.runc.v2",
 					"options": table{
-						"BinaryName": filepath.Join(c.BinDir, "runc"),
-						"Root":       c.runcRoot(),
+						"BinaryName":    filepath.Join(c.BinDir, "runc"),
+						"Root":          c.runcRoot(),
+						"SystemdCgroup": c.BuildSlice != "",
 					},
 				},
 			},

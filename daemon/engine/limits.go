@@ -19,6 +19,9 @@ const cgroupRoot = "/sys/fs/cgroup"
 // limitBuilds creates the cgroup that all build steps run below and sets what they may use
 // together: BuildKit itself limits neither memory nor processes.
 func limitBuilds(c *Config) error {
+	if c.BuildSlice != "" {
+		return nil // the slice's unit has the limits
+	}
 	var err error
 	if cgroups.Mode() == cgroups.Unified {
 		err = limitBuilds2(c)
@@ -59,6 +62,9 @@ func limitBuilds2(c *Config) error {
 // removeBuildCgroups removes the build cgroup with what is below it in every hierarchy, and its
 // parent where that has become empty. Nothing runs in them any more.
 func removeBuildCgroups(c *Config) error {
+	if c.BuildSlice != "" {
+		return nil // systemd removes what is empty
+	}
 	hierarchies, err := filepath.Glob(filepath.Join(cgroupRoot, "*"))
 	if err != nil {
 		return err

@@ -262,6 +262,12 @@ func (s *Store) match(snapshot *Snapshot, m mark, accepted bool) error {
 	return nil
 }
 
+// Probe goes the way of a write, waiting for the one in progress, and writes nothing. An error means that nothing can be
+// written now.
+func (s *Store) Probe(ctx context.Context) error {
+	return s.write(ctx, func(*Snapshot) (int64, error) { return 0, errUnchanged })
+}
+
 // View returns the state as of the last commit.
 func (s *Store) View() *Snapshot { return s.view.Load() }
 
