@@ -25,6 +25,8 @@ type options struct {
 	short  bool
 	json   bool
 	only   string // comma separated: warm, cold, memory; empty is all
+	hops   string // of the warm rounds, comma separated
+	counts string // of clients
 	rounds int
 	slice  time.Duration // of one warm arm in one round
 	colds  int           // cold starts of one arm in one round
@@ -58,6 +60,8 @@ func parse() options {
 	flag.BoolVar(&o.short, "short", false, "fewer and shorter rounds: below two minutes")
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON")
 	flag.StringVar(&o.only, "only", "", "measure only these, comma separated: warm, cold, memory")
+	flag.StringVar(&o.hops, "hops", "tcp,unix", "warm: over which hops")
+	flag.StringVar(&o.counts, "clients", "1,8,32", "warm: with how many clients")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved rounds")
 	flag.StringVar(&o.root, "root", ".", "the repository")
 	flag.StringVar(&o.bin, "bin", "", "folder of lfxd and lfxctl; default build/bin")

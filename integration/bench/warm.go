@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -24,17 +25,21 @@ func warmArms(o options, d *daemonUnderTest, res *results) error {
 	}
 	defer echo.close()
 	canary := filepath.Join(d.state, "warm/raw/bootstrap")
-	for _, hop := range []string{"tcp", "unix"} {
+	for hop := range strings.SplitSeq(o.hops, ",") {
 		arms := armsOf(hop, d, echo)
 		for _, a := range arms { // every connection's first request is slower
 			if _, err := load(a.target, 32, 200*time.Millisecond); err != nil {
 				return fmt.Errorf("%s: %w", a.name, err)
 			}
 		}
-		for _, clients := range []int{1, 8, 32} {
+		for count := range strings.SplitSeq(o.counts, ",") {
+			clients, err := strconv.Atoi(count)
+			if err != nil {
+				return fmt.Errorf("-clients: %w", err)
+			}
 			progress("warm, %s, %d clients", hop, clients)
 			stop := profileDuring(o, d, fmt.Sprintf("warm-%s-%d", hop, clients))
-			err := warmRounds(o, res, hop, clients, arms, canary)
+			err = warmRounds(o, res, hop, clients, arms, canary)
 			stop()
 			if err != nil {
 				return err

@@ -56,6 +56,9 @@ type Group interface {
 	Limits() (memory, pids uint64, err error)
 	// Memory returns what is charged now.
 	Memory() (Memory, error)
+	// OpenPeak opens the kernel's watermark of everything charged, for Peak; nil without an error where there is none (v2
+	// before Linux 5.19).
+	OpenPeak() (*os.File, error)
 	// OOMKills returns how many processes the kernel has killed in this cgroup for want of memory.
 	OOMKills() (uint64, error)
 	// Freeze stops all processes. It returns when the kernel says that they are stopped, at the latest
@@ -313,6 +316,34 @@ func readUint(dir, file string) (uint64, error) {
 		return 0, nil
 	}
 	return n, nil
+}
+
+// Peak reads the watermark in bytes from what OpenPeak returned, by one system call.
+func Peak(f *os.File) (uint64, error) {
+	var buf [24]byte
+	n, err := f.ReadAt(buf[:], 0)
+	if n == 0 {
+		return 0, gone(err)
+	}
+	var v uint64
+	for _, c := range buf[:n] {
+		if c < '0' || c > '9' {
+			break
+		}
+		v = v*10 + uint64(c-'0')
+	}
+	return v, nil
+}
+
+// openPeak opens a file of a cgroup that may not have it.
+func openPeak(dir, file string) (*os.File, error) {
+	f, err := os.Open(filepath.Join(dir, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, statErr := os.Stat(dir); statErr == nil {
+			return nil, nil //nolint:nilnil // as documented: the kernel has none
+		}
+	}
+	return f, gone(err)
 }
 
 // readFields reads a file of "key value" lines.

@@ -68,6 +68,10 @@ func (g *v1) Memory() (Memory, error) {
 	return Memory{Usage: usage, Peak: peak, Cache: cache, Shmem: shmem}, nil
 }
 
+func (g *v1) OpenPeak() (*os.File, error) {
+	return openPeak(g.dirs["memory"], "memory.max_usage_in_bytes")
+}
+
 func (g *v1) OOMKills() (uint64, error) {
 	f, err := readFields(g.dirs["memory"], "memory.oom_control")
 	return f["oom_kill"], err

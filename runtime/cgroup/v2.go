@@ -71,6 +71,8 @@ func (g *v2) Memory() (Memory, error) {
 	return Memory{Usage: usage, Peak: peak, Cache: stat["file"] - min(shmem, stat["file"]), Shmem: shmem}, nil
 }
 
+func (g *v2) OpenPeak() (*os.File, error) { return openPeak(g.dir, "memory.peak") }
+
 func (g *v2) OOMKills() (uint64, error) {
 	f, err := readFields(g.dir, "memory.events")
 	return f["oom_kill"], err

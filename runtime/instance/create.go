@@ -137,6 +137,9 @@ func (i *Instance) hold() error {
 	if err != nil {
 		return fmt.Errorf("watch memory: %w", err)
 	}
+	if i.peakFile, err = i.group.OpenPeak(); err != nil {
+		return fmt.Errorf("watch memory: %w", err)
+	}
 	i.watching = true
 	i.watch()
 	i.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", i.pid))

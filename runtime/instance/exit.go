@@ -176,7 +176,7 @@ func (i *Instance) end(e Exit) {
 	e.Time = time.Now()
 	kills, _ := i.group.OOMKills()
 	e.OOM = i.outOfMemory.Load() || kills > 0
-	peak := i.PeakMemory()
+	peak := i.computePeak()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	next, err := i.state.to(Exited)
