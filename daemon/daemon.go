@@ -322,7 +322,8 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	})
 	d.pools = pool.NewManager(pool.Options{
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
-		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration, Log: d.log,
+		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
+		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Log: d.log,
 	})
 	d.onClose(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)

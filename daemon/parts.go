@@ -75,6 +75,7 @@ func (o Options) engineConfig() engine.Config {
 		BinDir: o.Config.LibexecDir, StateDir: filepath.Join(o.Config.StateDir, "engine"), RunDir: filepath.Join(o.Config.RunDir, "engine"),
 		Namespace: o.Config.Namespace, BuildBridge: o.Config.Network.BuildBridge, BuildSubnet: o.Config.Network.BuildSubnet,
 		CgroupParent: o.Config.CgroupParent, BuildMemory: hostMemory() / 2, Log: o.Log,
+		BuildParallel: o.Config.Build.MaxParallel, BuildCache: int64(o.Config.Build.CacheLimit),
 	}
 	if o.systemdCgroups() {
 		c.BuildSlice = buildSlice

@@ -35,6 +35,9 @@ type Config struct {
 	BuildMemory int64 // bytes that all build steps together may use; 0 means no limit
 	BuildPids   int64 // processes that all build steps together may have; 4096
 
+	BuildParallel int   // build steps at the same time; 4
+	BuildCache    int64 // bytes that the build cache may take; 20 GiB
+
 	DNS []string // name servers of build containers; empty means the host's, as BuildKit reads them
 
 	StartTimeout time.Duration // for each child to answer; 60 s
@@ -49,6 +52,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BuildSubnet, "10.202.0.0/16")
 	setDefault(&c.CgroupParent, "/lfx")
 	setDefault(&c.BuildPids, 4096)
+	setDefault(&c.BuildParallel, 4)
+	setDefault(&c.BuildCache, 20<<30)
 	setDefault(&c.StartTimeout, time.Minute)
 	setDefault(&c.MaxLogSize, 16<<20)
 }
@@ -90,7 +95,7 @@ func (c *Config) validate() error {
 			bad("name server %q is not an IP address", s)
 		}
 	}
-	if c.BuildMemory < 0 || c.BuildPids < 0 || c.MaxLogSize < 0 {
+	if c.BuildMemory < 0 || c.BuildPids < 0 || c.BuildParallel < 0 || c.BuildCache < 0 || c.MaxLogSize < 0 {
 		bad("engine limits must not be negative")
 	}
 	if c.Log == nil {

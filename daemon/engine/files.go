@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -80,6 +81,9 @@ func containerdTOML(c *Config, privileged bool) ([]byte, error) {
 	return toml.Marshal(file)
 }
 
+// reservedCache is how much of the build cache is kept even when the disk is nearly full, in bytes.
+const reservedCache = 2 << 30
+
 // buildkitTOML is buildkitd's configuration. Its field names are those of BuildKit's
 // cmd/buildkitd/config; that package is a program's and not ours to import.
 func buildkitTOML(c *Config) ([]byte, error) {
@@ -105,10 +109,10 @@ func buildkitTOML(c *Config) ([]byte, error) {
 				"cniBinaryPath":       c.BinDir,
 				"cniPoolSize":         0,
 				"defaultCgroupParent": c.buildCgroupParent(),
-				"max-parallelism":     4,
+				"max-parallelism":     c.BuildParallel,
 				"gc":                  true,
-				"reservedSpace":       "2GB",
-				"maxUsedSpace":        "20GB",
+				"reservedSpace":       strconv.FormatInt(min(reservedCache, c.BuildCache), 10),
+				"maxUsedSpace":        strconv.FormatInt(c.BuildCache, 10),
 				"minFreeSpace":        "15%",
 				"runtime": table{
 					"name": "io.containerd.runc.v2",
