@@ -100,14 +100,15 @@ type Worker struct {
 	id      string
 	started time.Time
 	initDur time.Duration
-	// suppressed is set when the init ran inside an invocation: its time is that invocation's.
-	suppressed bool
-	begun      time.Time // when that invocation began
+	// inside is the request whose invocation the init ran in, if it did: its time is that invocation's.
+	inside *invocation.Request
+	begun  time.Time // when that invocation began
 
 	// gate is held from the start of an invocation until its answer is known.
 	gate     sync.Mutex
 	cur      atomic.Pointer[run]
-	count    int // invocations so far; guarded by gate
+	count    int         // invocations so far; guarded by gate
+	overdue  *time.Timer // of the invocation that was answered last; guarded by gate
 	dieOnce  sync.Once
 	serveErr chan error
 }
@@ -136,7 +137,7 @@ func newID() string {
 func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker, error) {
 	w := &Worker{s: s, version: req.Version, origin: req.Binding, events: req.Events, id: newID(), serveErr: make(chan error, 1)}
 	if req.Phase == pool.PhaseInvoke {
-		w.suppressed, w.begun = true, time.Now()
+		w.inside, w.begun = req.For, time.Now()
 		w.cur.Store(&run{req: req.For, start: w.begun}) // init output belongs to the request
 	}
 	createCtx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
@@ -344,8 +345,6 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	}
 	w.count++
 	w.tailFor(r)
-	w.cur.Store(r)
-	w.platform(r, logs.Start(req.ID, fmt.Sprint(w.version.Number)))
 	out := w.handOut(r)
 	if out == nil {
 		w.cur.Store(nil)
@@ -360,11 +359,29 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	if r.tail != nil {
 		out.LogTail = r.tail.Bytes()
 	}
+	if r.status == logs.StatusSuccess {
+		w.expectBack(r)
+	}
 	w.gate.Unlock()
 	if r.status != logs.StatusSuccess {
 		w.die(string(r.status))
 	}
 	return out
+}
+
+// settleTime is what a runtime gets to ask for more work after an answer that came just in time.
+const settleTime = time.Second
+
+// expectBack ends an instance whose runtime has answered and does not come back for more before the
+// invocation's deadline, as Lambda resets it.
+func (w *Worker) expectBack(r *run) {
+	left := time.Until(r.start.Add(w.version.Config.Timeout))
+	w.overdue = time.AfterFunc(max(left, settleTime), func() { // stopped by onIdle and die
+		if w.cur.Load() == r {
+			w.s.opts.Log.Info("the runtime answered and did not come back; its instance is replaced", "instance", w.id, "function", w.version.Key.String(), "request_id", r.req.ID)
+			w.die(string(logs.StatusTimeout))
+		}
+	})
 }
 
 // firstEvent lowers the CPU quota from that of the init phase, and starts the clock of an
@@ -373,7 +390,7 @@ func (w *Worker) firstEvent(r *run) {
 	if err := w.inst.SetCores(w.version.Config.Cores()); err != nil {
 		w.s.opts.Log.Error("the CPU limit could not be set", "instance", w.id, "error", err)
 	}
-	if w.suppressed {
+	if w.inside == r.req {
 		r.start = w.begun
 	}
 }
@@ -391,6 +408,11 @@ func (w *Worker) handOut(r *run) *invocation.Outcome {
 	deadline := r.start.Add(timeout)
 	ctx, cancel := context.WithDeadlineCause(context.Background(), deadline, errTimeout)
 	defer cancel()
+	if w.api.WaitIdle(ctx) != nil {
+		return nil // it ended while it was idle: another instance prints START
+	}
+	w.cur.Store(r)
+	w.platform(r, logs.Start(r.req.ID, fmt.Sprint(w.version.Number)))
 	res, err := w.api.Invoke(ctx, &rapi.Invocation{
 		RequestID: r.req.ID, Deadline: deadline, FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
 		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
@@ -429,12 +451,19 @@ func (w *Worker) crashed(r *run) *invocation.Outcome {
 // onIdle is called when the runtime is back in next after an answer: the invocation phase is over.
 func (w *Worker) onIdle() {
 	w.gate.Lock() // the invoker may still be on its way out of handOut
-	r := w.cur.Load()
-	if r != nil {
-		w.finish(r)
-	}
+	w.finishCurrent()
 	w.gate.Unlock()
 	w.events.Idle()
+}
+
+// finishCurrent ends the log of the invocation that was answered last. gate is held.
+func (w *Worker) finishCurrent() {
+	if w.overdue != nil {
+		w.overdue.Stop()
+	}
+	if r := w.cur.Load(); r != nil {
+		w.finish(r)
+	}
 }
 
 // finish ends the log of an invocation, once: everything printed so far, then END and REPORT.
@@ -455,7 +484,7 @@ func (w *Worker) finish(r *run) {
 		RequestID: id, Duration: r.duration, Timeout: w.version.Config.Timeout, MemoryMB: w.version.Config.MemoryMB,
 		MaxMemoryMB: int((w.inst.PeakMemory() + 1<<20 - 1) >> 20), Status: r.status, ErrorType: r.errType,
 	}
-	if r.first && !w.suppressed {
+	if r.first && w.inside != r.req {
 		f.Init = &w.initDur
 	}
 	w.platform(r, logs.Report(f))
@@ -481,7 +510,8 @@ func (w *Worker) die(reason string) {
 			w.events.Dying()
 			w.s.opts.Log.Debug("instance ends", "instance", w.id, "function", w.version.Key.String(), "reason", reason)
 			w.inst.Kill()
-			w.gate.Lock() // an invocation in progress sees the exit and ends first
+			w.gate.Lock()     // an invocation in progress sees the exit and ends first
+			w.finishCurrent() // and one that was answered gets its END here, if the runtime did not come back
 			w.gate.Unlock()
 			w.destroy()
 			w.events.Gone()
