@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -16,22 +19,26 @@ import (
 type target struct {
 	network, address string
 	request          []byte
+	server           int // pid
 }
 
-func post(network, address, path string) target {
+func post(server int, network, address, path string) target {
 	body := `{"name":"benchmark","padding":"` + string(bytes.Repeat([]byte("x"), 66)) + `"}` // 100 bytes
-	return target{network, address, fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: localhost:9000\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)}
+	head := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost:9000\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", path, len(body))
+	return target{network, address, []byte(head + body), server}
 }
 
 // sample is what one arm did in one round.
 type sample struct {
 	Mean, P50, P99 float64 // µs
 	Rate           float64 // requests per second
+	CPU            float64 // µs of the server's CPU time per request
 }
 
 // load sends requests from n clients, each over a connection of its own and one after the other, for
 // about d. The client is the same for every arm: it writes a request and reads until the answer is whole.
 func load(t target, n int, d time.Duration) (sample, error) {
+	used := cpuTime(t.server)
 	conns := make([]net.Conn, n)
 	for i := range conns {
 		c, err := net.Dial(t.network, t.address)
@@ -54,7 +61,24 @@ func load(t target, n int, d time.Duration) (sample, error) {
 			return sample{}, fmt.Errorf("%s %s: %w", t.network, t.address, err)
 		}
 	}
-	return summary(slices.Concat(all...), took), nil
+	s := summary(slices.Concat(all...), took)
+	s.CPU = float64((cpuTime(t.server) - used).Microseconds()) / (s.Rate * took.Seconds())
+	return s, nil
+}
+
+// cpuTime is the CPU time that all threads of a process have used.
+func cpuTime(pid int) (sum time.Duration) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // a fixed pattern
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue // the thread has ended; a few µs are lost
+		}
+		ns, _, _ := strings.Cut(string(data), " ")
+		v, _ := strconv.ParseInt(ns, 10, 64) // the kernel writes numbers
+		sum += time.Duration(v)
+	}
+	return sum
 }
 
 func summary(us []float64, took time.Duration) sample {

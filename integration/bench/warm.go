@@ -54,8 +54,10 @@ func armsOf(hop string, d *daemonUnderTest, echo *echoServer) []warmArm {
 	if hop == "unix" {
 		address, bare = filepath.Join(d.run, "invoke.sock"), echo.unix
 	}
-	invoke := func(name string) target { return post(hop, address, "/2015-03-31/functions/"+name+"/invocations") }
-	return []warmArm{{"echo", post(hop, bare, "/echo")}, {"raw", invoke("warm-raw")}, {"go", invoke("warm-go")}}
+	invoke := func(name string) target {
+		return post(d.cmd.Process.Pid, hop, address, "/2015-03-31/functions/"+name+"/invocations")
+	}
+	return []warmArm{{"echo", post(echo.cmd.Process.Pid, hop, bare, "/echo")}, {"raw", invoke("warm-raw")}, {"go", invoke("warm-go")}}
 }
 
 // warmRounds interleaves the arms. Each function's ratio is taken with the mean of the echo before and
@@ -102,6 +104,7 @@ var measures = []measureOf{
 	{"mean", "µs", func(s sample) float64 { return s.Mean }},
 	{"p50", "µs", func(s sample) float64 { return s.P50 }},
 	{"p99", "µs", func(s sample) float64 { return s.P99 }},
+	{"the server's CPU time", "µs", func(s sample) float64 { return s.CPU }},
 	{"requests/s (more is better)", "/s", func(s sample) float64 { return s.Rate }},
 }
 
