@@ -32,6 +32,10 @@ type daemonUnderTest struct {
 	config string
 	cgroup string
 	log    string
+	bin    string   // folder of other binaries than the run's; usually empty
+	env    []string // added to lfxd's environment
+	bridge string   // of the functions
+	table  string   // of nftables
 	client *client.Client
 
 	mu  sync.Mutex
@@ -41,6 +45,9 @@ type daemonUnderTest struct {
 
 // binary is the path of one of our programs; LFX_TEST_BIN names another folder than build/bin.
 func (t *daemonUnderTest) binary(name string) string {
+	if t.bin != "" {
+		return filepath.Join(t.bin, name)
+	}
 	if dir := os.Getenv("LFX_TEST_BIN"); dir != "" {
 		return filepath.Join(dir, name)
 	}
@@ -58,6 +65,7 @@ func startDaemon() (*daemonUnderTest, error) {
 	t := &daemonUnderTest{
 		root: root, state: fmt.Sprintf("/var/lib/lfxd-test-%d", os.Getpid()),
 		run: fmt.Sprintf("/run/lfxt%d", os.Getpid()), cgroup: fmt.Sprintf("/lfxt%d", os.Getpid()),
+		bridge: "lfx0", table: "lfx",
 	}
 	t.config, t.log = filepath.Join(t.state, "config.toml"), filepath.Join(t.state, "lfxd.log")
 	for _, need := range []string{"build/engine/containerd", "build/engine/lfx-init", "build/bin/lfxd", "build/bin/lfxctl", "build/images/python.tar", "contrib/examples/lambda-go/bootstrap"} {
@@ -131,6 +139,7 @@ func (t *daemonUnderTest) start() error {
 	if os.Getenv("LFX_TEST_LOG") != "" {
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	}
+	cmd.Env = append(os.Environ(), t.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -295,12 +304,16 @@ func lfxctl(args ...string) (stdout, stderr string, code int) {
 }
 
 func lfxctlIn(dir string, stdin io.Reader, args ...string) (stdout, stderr string, code int) {
+	return d.lfxctlIn(dir, stdin, args...)
+}
+
+func (t *daemonUnderTest) lfxctlIn(dir string, stdin io.Reader, args ...string) (stdout, stderr string, code int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var out, errOut bytes.Buffer
-	cmd := exec.CommandContext(ctx, d.binary("lfxctl"), args...)
+	cmd := exec.CommandContext(ctx, t.binary("lfxctl"), args...)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, stdin, &out, &errOut
-	cmd.Env = append(os.Environ(), "LFX_HOST=unix://"+d.run+"/lfxd.sock", "NO_COLOR=1")
+	cmd.Env = append(os.Environ(), "LFX_HOST=unix://"+t.run+"/lfxd.sock", "NO_COLOR=1")
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -406,10 +419,12 @@ func try(c *http.Client, method, url, body string, headers ...string) (answer, e
 }
 
 // overSocket is a client that reaches a Unix socket of the daemon.
-func overSocket(name string) *http.Client {
+func overSocket(name string) *http.Client { return d.overSocket(name) }
+
+func (t *daemonUnderTest) overSocket(name string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.run, name))
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(t.run, name))
 		},
 	}}
 }

@@ -62,13 +62,13 @@ func (t *daemonUnderTest) look() (w world, err error) {
 		}
 	}
 	w.Shims = processes("containerd-shim-runc-v2", t.run)
-	w.Addresses = files(filepath.Join(t.run, "net/ipam/lfx0"), "last_reserved_ip.0", "lock")
+	w.Addresses = files(filepath.Join(t.run, "net/ipam", t.bridge), "last_reserved_ip.0", "lock")
 	w.Attached = files(filepath.Join(t.run, "net/cni/attach"))
 	w.Instances = files(filepath.Join(t.run, "instances"))
 	w.RuncStates = files(filepath.Join(t.run, "engine/runc/lfx"))
 	w.Cgroups = cgroups(t.cgroup + "/fn")
 	w.Links = veths()
-	w.Elements = firewallElements()
+	w.Elements = firewallElements(t.table)
 	w.Mounts = len(mounts(t.run)) + len(mounts(t.state))
 	return w, nil
 }
@@ -92,8 +92,13 @@ func (t *daemonUnderTest) list(args ...string) ([]string, error) {
 // checkLeaks polls until the world is as it was.
 func checkLeaks(t *testing.T, baseline world) {
 	t.Helper()
+	d.checkLeaks(t, baseline)
+}
+
+func (u *daemonUnderTest) checkLeaks(t *testing.T, baseline world) {
+	t.Helper()
 	err := poll(60*time.Second, func() error {
-		now, err := d.look()
+		now, err := u.look()
 		if err != nil {
 			return err
 		}
@@ -141,7 +146,7 @@ func (h hostState) diff(now hostState, t *daemonUnderTest) error {
 			return fmt.Errorf("processes are left: %s", strings.Join(p, "; "))
 		}
 	}
-	if out, err := output("nft", "list", "tables"); err != nil || strings.Contains(out, "lfx") {
+	if out, err := output("nft", "list", "tables"); err != nil || slices.Contains(strings.Fields(out), t.table) {
 		return fmt.Errorf("nftables tables are left: %s %v", out, err)
 	}
 	if c := cgroups(t.cgroup); len(c) > 0 {
@@ -219,8 +224,8 @@ func veths() []string {
 }
 
 // firewallElements lists the pinned addresses and ports of instances.
-func firewallElements() []string {
-	out, err := output("nft", "list", "table", "bridge", "lfx")
+func firewallElements(table string) []string {
+	out, err := output("nft", "list", "table", "bridge", table)
 	if err != nil {
 		return []string{err.Error()}
 	}

@@ -23,7 +23,7 @@ const maxErrorBody = 1 << 20
 
 // ErrStreamCut is returned by Deploy when the connection ended before the daemon said how the
 // deploy ended.
-var ErrStreamCut = errors.New("the daemon went away during the deploy; the running release is untouched (`lfxctl releases` shows which one is active)")
+var ErrStreamCut = errors.New("lfxd went away during the deploy, which took effect whole or not at all: once lfxd is back, `lfxctl releases` shows which release is active, and the same deploy again is safe")
 
 // ConnectError says that the daemon could not be reached. Its text is one sentence with the remedy.
 // It is errdefs.ErrPermissionDenied or errdefs.ErrUnavailable besides what it wraps.
