@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +13,9 @@ import (
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/server"
 )
+
+// portDrainTimeout is how long requests on a port that was given back may take.
+const portDrainTimeout = 30 * time.Second
 
 // ports holds the TCP ports that belong to one function each. A port is bound while a release is
 // prepared, so that one that is taken is found before anything is switched.
@@ -117,9 +119,5 @@ func (p *ports) dropLocked(number int) {
 		return
 	}
 	delete(p.open, number)
-	go func() { // ends within the timeout; Shutdown of the server waits for its connections too
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		e.served.Close(ctx) //nolint:errcheck // closed either way
-	}()
+	e.served.Retire(portDrainTimeout)
 }

@@ -48,6 +48,9 @@ func (r *resolver) Resolve(_ context.Context, t gateway.Target) (invocation.Rout
 // key decides which function is meant.
 func (r *resolver) key(view *store.Snapshot, t gateway.Target) (function.Key, error) {
 	if t.Function != nil { // a port of its own: "function" is what the emulator's clients say
+		if a := t.Ref.Account; a != "" && a != accountOf(view, t.Function.Environment) {
+			return function.Key{}, foreignAccount(a)
+		}
 		if t.Ref.Name == anyFunction || t.Ref.Name == t.Function.Function {
 			return *t.Function, nil
 		}
@@ -58,7 +61,7 @@ func (r *resolver) key(view *store.Snapshot, t gateway.Target) (function.Key, er
 		return function.Key{}, err
 	}
 	if env != nil {
-		return r.inEnvironment(view, *env, t.Ref), nil
+		return inEnvironment(view, *env, t), nil
 	}
 	return r.bare(view, t.Ref)
 }
@@ -68,8 +71,7 @@ func (r *resolver) environment(view *store.Snapshot, t gateway.Target) (*functio
 	if t.Ref.Account != "" {
 		e := view.ByAccount(t.Ref.Account)
 		if e == nil || (t.Environment != nil && *t.Environment != e.Environment) {
-			return nil, gateway.NewError("AccessDeniedException", fmt.Sprintf(
-				"account %s is no environment that can be called from here: lfxctl ls shows the accounts", t.Ref.Account))
+			return nil, foreignAccount(t.Ref.Account)
 		}
 		return &e.Environment, nil
 	}
@@ -77,6 +79,11 @@ func (r *resolver) environment(view *store.Snapshot, t gateway.Target) (*functio
 		return t.Environment, nil
 	}
 	return hostEnvironment(view, t.Host)
+}
+
+func foreignAccount(account string) error {
+	return gateway.NewError("AccessDeniedException", fmt.Sprintf(
+		"account %s is no environment that can be called from here: lfxctl ls shows the accounts", account))
 }
 
 // hostEnvironment reads "staging.shop.localhost" as environment staging of project shop.
@@ -95,11 +102,15 @@ func hostEnvironment(view *store.Snapshot, host string) (*function.Environment, 
 	return &env, nil
 }
 
-// inEnvironment applies the rule of the default function.
-func (r *resolver) inEnvironment(view *store.Snapshot, env function.Environment, ref function.Ref) function.Key {
-	name := ref.Name
+// inEnvironment applies the rule of the default function, as the caller's release has it.
+func inEnvironment(view *store.Snapshot, env function.Environment, t gateway.Target) function.Key {
+	name := t.Ref.Name
 	if name == anyFunction {
 		rel := view.ActiveRelease(env)
+		if caller, ok := t.Caller.(*pool.Release); ok && caller != nil {
+			record := caller.Record()
+			rel = &record
+		}
 		if rel != nil && rel.Versions[name] == 0 && rel.Default != "" {
 			name = rel.Default
 		}

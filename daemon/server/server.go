@@ -96,11 +96,12 @@ func New(opts Options) *Server {
 
 // Served is one listener that is being served.
 type Served struct {
-	server *Server
-	http   *http.Server
+	server   *Server
+	http     *http.Server
+	listener net.Listener
 }
 
-// Serve serves l in the background until Close or Shutdown. fn is set for
+// Serve serves l in the background until Retire or Shutdown. fn is set for
 // KindPort only and names the function that the port belongs to now.
 func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Served, error) {
 	hs := &http.Server{
@@ -126,19 +127,32 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 			s.opts.Log.Error("listener failed", "address", l.Addr().String(), "error", err)
 		}
 	})
-	return &Served{server: s, http: hs}, nil
+	return &Served{server: s, http: hs, listener: l}, nil
 }
 
-// Close stops the listener at once and lets requests that run on it finish until ctx ends.
-func (v *Served) Close(ctx context.Context) error {
-	v.server.mu.Lock()
-	delete(v.server.servers, v.http)
-	v.server.mu.Unlock()
-	err := v.http.Shutdown(ctx)
-	if err != nil {
-		err = v.http.Close()
+// Retire closes the listener before it returns, so that its address can be bound again at once. The
+// requests that run on it finish in the background, within the timeout; Shutdown waits for that too.
+func (v *Served) Retire(timeout time.Duration) {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	v.http.Shutdown(now) //nolint:errcheck // says only that requests are running
+	v.listener.Close()   //nolint:errcheck // closed already, unless Serve has not come to it yet
+	s := v.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return // Shutdown has taken over
 	}
-	return err
+	s.group.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		if v.http.Shutdown(ctx) != nil {
+			v.http.Close() //nolint:errcheck // nothing is left to do
+		}
+		s.mu.Lock()
+		delete(s.servers, v.http)
+		s.mu.Unlock()
+	})
 }
 
 // Shutdown stops all listeners, lets requests finish until ctx ends, and waits for everything.

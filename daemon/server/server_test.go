@@ -190,14 +190,43 @@ func TestClosedListenerLeavesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Close(t.Context()); err != nil {
-		t.Errorf("close: %v", err)
-	}
+	other.Retire(time.Second)
 	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		t.Error("the closed listener accepts")
 	}
 	if got := w.do("GET", api.PathVersion, ""); got.status != http.StatusOK {
 		t.Errorf("the other listener: %d", got.status)
+	}
+}
+
+func TestRetireFreesTheAddressAndFinishesWhatRuns(t *testing.T) {
+	w := start(t, KindControl, nil)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	w.backend.function = func(string, function.Environment) (*api.FunctionDetail, error) {
+		close(entered)
+		<-leave
+		return &api.FunctionDetail{}, nil
+	}
+	got := make(chan int, 1)
+	go func() { // ends with the answer
+		resp, err := w.client.Get("http://" + w.addr + api.PathFunctions + "/f")
+		if err != nil {
+			got <- 0
+			return
+		}
+		resp.Body.Close()
+		got <- resp.StatusCode
+	}()
+	<-entered
+	w.served.Retire(time.Minute)
+	l, err := net.Listen("tcp", w.addr)
+	if err != nil {
+		t.Fatalf("the address is not free: %v", err)
+	}
+	l.Close()
+	close(leave)
+	if status := <-got; status != http.StatusOK {
+		t.Errorf("the request in progress: %d", status)
 	}
 }
 

@@ -1,0 +1,9 @@
+package daemon
+
+import (
+	"testing"
+
+	"lfx.dev/lfxd/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
