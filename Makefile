@@ -64,6 +64,70 @@ test-v2: engine build images examples ## core integration tests on cgroup v2, in
 	@sh contrib/deps.sh build test v2
 	@sh integration/v2/run.sh $(BUILD)
 
+# Installation. PREFIX other than /usr is written into the units and the configuration. DESTDIR is for packages:
+# nothing is then done on this host.
+PREFIX  ?= /usr
+DESTDIR ?=
+ETC     ?= /etc
+ZSHDIR  ?= $(PREFIX)/share/zsh/site-functions
+UNITS   := lfxd.service lfxd.socket lfxd-invoke.socket lfxd-tcp.socket lfx-containerd.service lfx-buildkitd.service lfx-fn.slice lfx-build.slice
+ENGINE  := containerd containerd-shim-runc-v2 ctr runc buildkitd buildctl bridge loopback host-local lfx-init
+INSTALLED = $(PREFIX)/bin/lfxd $(PREFIX)/bin/lfxctl $(PREFIX)/libexec/lfxd \
+	$(addprefix $(PREFIX)/lib/systemd/system/,$(UNITS)) $(PREFIX)/lib/sysusers.d/lfxd.conf \
+	$(PREFIX)/lib/tmpfiles.d/lfxd.conf $(PREFIX)/lib/sysctl.d/60-lfxd.conf \
+	$(PREFIX)/share/bash-completion/completions/lfxctl $(ZSHDIR)/_lfxctl
+
+.PHONY: install
+install: ## install lfxd, its engine and its units (PREFIX=/usr, DESTDIR=)
+	@$(MAKE) -s engine build
+	@$(MAKE) -s install-files
+	@if [ -z "$(DESTDIR)" ]; then \
+	  systemd-sysusers lfxd.conf && { systemd-tmpfiles --create lfxd.conf || true; }; \
+	  if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+	  echo "installed: start it with systemctl enable --now lfxd"; \
+	fi
+
+# install-files copies what is built.
+.PHONY: install-files
+install-files:
+	@for f in $(addprefix $(BUILD)/engine/,$(ENGINE)) $(BUILD)/bin/lfxd $(BUILD)/bin/lfxctl; do \
+	  [ -x "$$f" ] || { echo "$$f is missing: run make engine build first" >&2; exit 1; }; done
+	@install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin libexec/lfxd lib/systemd/system lib/sysusers.d lib/tmpfiles.d lib/sysctl.d share/bash-completion/completions) \
+	  $(DESTDIR)$(ZSHDIR)
+	@install -d -m 750 $(DESTDIR)$(ETC)/lfxd
+	@install -m 755 $(BUILD)/bin/lfxd $(BUILD)/bin/lfxctl $(DESTDIR)$(PREFIX)/bin/
+	@install -m 755 $(addprefix $(BUILD)/engine/,$(ENGINE)) $(DESTDIR)$(PREFIX)/libexec/lfxd/
+	@for u in $(UNITS); do sed -e 's#/usr/bin/lfxd#$(PREFIX)/bin/lfxd#' -e 's#/usr/share/doc#$(PREFIX)/share/doc#' contrib/systemd/$$u >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$u && \
+	  chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$u || exit 1; done
+	@install -m 644 contrib/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/lfxd.conf
+	@install -m 644 contrib/systemd/tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/lfxd.conf
+	@install -m 644 contrib/systemd/sysctl.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/60-lfxd.conf
+	@[ -e $(DESTDIR)$(ETC)/lfxd/config.toml ] || { \
+	  if [ "$(PREFIX)" = /usr ]; then cat contrib/systemd/config.toml; \
+	  else sed 's#^\#libexec_dir = .*#libexec_dir = "$(PREFIX)/libexec/lfxd"#' contrib/systemd/config.toml; fi >$(DESTDIR)$(ETC)/lfxd/config.toml && \
+	  chmod 640 $(DESTDIR)$(ETC)/lfxd/config.toml; }
+	@$(BUILD)/bin/lfxctl completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lfxctl
+	@$(BUILD)/bin/lfxctl completion zsh >$(DESTDIR)$(ZSHDIR)/_lfxctl
+
+.PHONY: uninstall
+uninstall: ## stop lfxd and remove what make install put in place; configuration and data stay
+	@if [ -z "$(DESTDIR)" ]; then \
+	  if [ -d /run/systemd/system ]; then systemctl disable --now lfxd.socket lfxd-invoke.socket lfxd-tcp.socket lfxd.service 2>/dev/null || true; \
+	    systemctl stop lfx-buildkitd.service lfx-containerd.service 2>/dev/null || true; fi; \
+	  if [ -x $(PREFIX)/bin/lfxd ]; then $(PREFIX)/bin/lfxd down; fi; \
+	  if [ -d /run/systemd/system ]; then systemctl stop lfx-fn.slice lfx-build.slice lfx.slice 2>/dev/null || true; fi; \
+	fi
+	@rm -rf $(addprefix $(DESTDIR),$(INSTALLED))
+	@if [ -z "$(DESTDIR)" ]; then \
+	  if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+	  echo "uninstalled: $(ETC)/lfxd and /var/lib/lfxd are left to you"; \
+	fi
+
+.PHONY: deb
+deb: ## make a Debian package in build/
+	@$(MAKE) -s engine build
+	@sh contrib/debian/build.sh $(BUILD) $(VERSION)
+
 .PHONY: check
 check: ## formatting and vet
 	@bad=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi

@@ -7,7 +7,7 @@
 set -eu
 
 build="libseccomp-dev pkg-config nftables iproute2 mmdebstrap cmake autoconf automake libtool unzip python3 curl ca-certificates"
-test="awscli python3-boto3 apparmor"
+test="awscli python3-boto3 systemd-container apparmor"
 
 want=""
 for set in "$@"; do
