@@ -30,10 +30,10 @@ func seccompProfile(s *specs.Spec) *specs.LinuxSeccomp {
 	p := seccomp.DefaultProfile(s)
 	// Native calls only: the 32-bit socketcall would get around the socket rules below.
 	p.Architectures = []specs.Arch{nativeArch()}
-	rules := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+1)
+	rules := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+2)
 	for _, r := range p.Syscalls {
 		r.Names = slices.DeleteFunc(slices.Clone(r.Names), func(name string) bool {
-			if name == "socket" {
+			if name == "socket" || name == "socketpair" {
 				return true
 			}
 			return r.Action == specs.ActAllow && slices.Contains(deniedSyscalls, name)
@@ -45,7 +45,9 @@ func seccompProfile(s *specs.Spec) *specs.LinuxSeccomp {
 	for _, f := range socketFamilies {
 		rules = append(rules, allowSocket(argEquals(0, f)))
 	}
-	p.Syscalls = append(rules, allowSocket(argEquals(0, unix.AF_NETLINK), argEquals(2, unix.NETLINK_ROUTE)))
+	p.Syscalls = append(rules, allowSocket(argEquals(0, unix.AF_NETLINK), argEquals(2, unix.NETLINK_ROUTE)),
+		// Of any other family socketpair gets as far as the kernel's search for a module, and of TIPC it works.
+		specs.LinuxSyscall{Names: []string{"socketpair"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{argEquals(0, unix.AF_UNIX)}})
 	return p
 }
 

@@ -156,7 +156,8 @@ func mounts(in specInput) []specs.Mount {
 	return []specs.Mount{
 		m("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
 		m("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=64k", "nr_inodes=64"),
-		m("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
+		// Pseudo-terminals are counted for the whole host (kernel.pty.max), hence a limit for each.
+		m("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64"),
 		m("/dev/shm", "tmpfs", "shm", "nosuid", "nodev", "noexec", "mode=1777", "size=16m", "nr_inodes=1024"),
 		m("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
 		m("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "ro"),

@@ -71,6 +71,9 @@ func TestSeccomp(t *testing.T) {
 			continue
 		}
 		allowed = append(allowed, r.Names...)
+		if slices.Contains(r.Names, "socketpair") && !cmp.Equal(r.Args, []specs.LinuxSeccompArg{{Index: 0, Value: 1, Op: specs.OpEqualTo}}) {
+			t.Errorf("socketpair is allowed by %+v, want AF_UNIX only", r.Args)
+		}
 		if slices.Contains(r.Names, "socket") {
 			m := map[uint]uint64{}
 			for _, a := range r.Args {
