@@ -140,11 +140,11 @@ func (d *Daemon) onClose(f func()) { d.undo = append(d.undo, f) }
 // back what was taken from it. It waits for everything.
 func (d *Daemon) Close() {
 	d.cancel(errors.New("the daemon is shutting down"))
+	d.group.Wait() // its loops must not look at parts that are being closed
 	for i := len(d.undo) - 1; i >= 0; i-- {
 		d.undo[i]()
 	}
 	d.undo = nil
-	d.group.Wait()
 }
 
 // Run blocks until ctx ends or a fault that only a restart can heal.
@@ -160,7 +160,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 func (d *Daemon) openDirs(context.Context) error {
 	// The run directory is entered by the members of the sockets' groups; the state only by root, but
 	// instances reach their images through it, so it can be traversed.
-	d.onClose(d.removeRunDir)
 	for dir, mode := range map[string]os.FileMode{d.cfg.StateDir: 0o711, d.cfg.RunDir: 0o711} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return fmt.Errorf("make the directory %s: %w", dir, err)
@@ -172,11 +171,17 @@ func (d *Daemon) openDirs(context.Context) error {
 	return nil
 }
 
+// openState takes the state and the run directory for this process, in this order: a daemon that
+// runs is told from its state, and nothing of it is touched.
 func (d *Daemon) openState(ctx context.Context) (err error) {
 	if d.store, err = store.Open(ctx, filepath.Join(d.cfg.StateDir, "state"), d.log); err != nil {
 		return err
 	}
 	d.onClose(func() { d.store.Close() }) //nolint:errcheck // every commit is on disk already
+	if err := d.claimRunDir(); err != nil {
+		return err
+	}
+	d.onClose(d.removeRunDir)
 	d.logs, err = logs.Open(filepath.Join(d.cfg.StateDir, "logs"), d.logOptions())
 	if err != nil {
 		return err

@@ -99,7 +99,6 @@ func (d *Daemon) sweep(ctx context.Context) error {
 	if d.network, err = cni.New(c); err != nil {
 		return err
 	}
-	d.onClose(d.removeRunDir)
 	d.onClose(func() { d.close("network", d.network.Teardown) })
 	if d.lone, err = d.engineIsDown(ctx); err != nil {
 		return err

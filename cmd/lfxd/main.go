@@ -26,7 +26,7 @@ var version = "dev"
 // Exit codes beside 0 and 1.
 const (
 	exitUsage  = 2
-	exitLocked = 75 // another lfxd has the state (sysexits: EX_TEMPFAIL)
+	exitLocked = 75 // another lfxd has the state or the run directory (sysexits: EX_TEMPFAIL)
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -39,7 +39,7 @@ func run(args []string) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, store.ErrLocked):
+	case errors.Is(err, store.ErrLocked), errors.Is(err, daemon.ErrInUse):
 		fmt.Fprintln(os.Stderr, "lfxd:", err)
 		return exitLocked
 	case errors.As(err, &usage):
