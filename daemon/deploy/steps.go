@@ -67,7 +67,7 @@ func (j *job) receive(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the client's source session: %w", err)
 	}
-	j.step("reading %d source folders", len(dirs))
+	j.step("reading %s", count(len(dirs), "source folder"))
 	g, ctx := errgroup.WithContext(ctx)
 	for dest, b := range dirs {
 		g.Go(func() error {
