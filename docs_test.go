@@ -204,7 +204,12 @@ func commandTable(t *testing.T) commands {
 			}
 		}
 	}
-	main := read(t, "cmd/lfxd/main.go")
+	main := ""
+	for _, f := range files(t) {
+		if path.Dir(f) == "cmd/lfxd" && !strings.HasSuffix(f, "_test.go") {
+			main += read(t, f)
+		}
+	}
 	for _, m := range regexp.MustCompile(`Use: "([a-z]+)"`).FindAllStringSubmatch(main, -1) {
 		c["lfxd"][m[1]] = map[string]bool{}
 	}
