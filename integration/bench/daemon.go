@@ -238,6 +238,16 @@ func (d *daemonUnderTest) version(name string) (*function.Version, error) {
 	return &f.Active, nil
 }
 
+// favour gives the cgroup of all instances the weight that nice -15 has, because a cgroup has a weight of its own.
+func (d *daemonUnderTest) favour() {
+	if !d.o.favour {
+		return
+	}
+	for file, value := range map[string]string{"cpu/" + d.cgroup + "/cpu.shares": "29154", d.cgroup + "/cpu.weight": "2847"} {
+		os.WriteFile("/sys/fs/cgroup/"+file, []byte(value), 0) //nolint:errcheck // one of the two exists
+	}
+}
+
 // endInstances kills the instances of a function and waits until nothing is left of them.
 func (d *daemonUnderTest) endInstances(name string) error {
 	all, err := d.instances(name)
