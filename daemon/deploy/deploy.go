@@ -21,6 +21,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,6 +48,20 @@ type Sessions interface {
 	Caller(ctx context.Context, id string) (session.Caller, error)
 }
 
+// Images is the image store. Terms and errors are those of *image.Store.
+type Images interface {
+	Inspect(ctx context.Context, ref string) (image.Info, error)
+	Annotate(ctx context.Context, ref string, annotations map[string]string, newName string) (image.Info, error)
+	Tag(ctx context.Context, from, to string, labels map[string]string) error
+	Remove(ctx context.Context, name string) error
+	Unpack(ctx context.Context, ref string) error
+	ResolvePin(ctx context.Context, ref string) (string, error)
+	Pull(ctx context.Context, pinned string) (image.Info, error)
+	Sweep(ctx context.Context, keep func(name string) bool) (removed []string, err error)
+}
+
+var _ Images = (*image.Store)(nil)
+
 // Candidate is a release that was prepared and is not routed to yet.
 type Candidate interface {
 	// Warm starts the instances that the release must have, and blocks until they are ready.
@@ -69,7 +85,7 @@ type Options struct {
 	Store    *store.Store
 	Sessions Sessions
 	Builder  Builder
-	Images   *image.Store
+	Images   Images
 	Releases Releaser
 	// Dir holds the mirrors and the stored build contexts.
 	Dir string
@@ -468,9 +484,9 @@ func (j *job) result(rel function.Release, versions map[string]*function.Version
 		res.Functions = append(res.Functions, f)
 	}
 	if before != nil {
-		for name, n := range before.Versions {
+		for _, name := range slices.Sorted(maps.Keys(before.Versions)) {
 			if _, ok := rel.Versions[name]; !ok {
-				res.Functions = append(res.Functions, api.DeployFunction{Name: name, Version: n, Change: "removed"})
+				res.Functions = append(res.Functions, api.DeployFunction{Name: name, Version: before.Versions[name], Change: "removed"})
 			}
 		}
 	}
@@ -485,8 +501,8 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 	}
 	defer release()
 	active := d.opts.Store.View().ActiveRelease(key.Environment)
-	if active == nil {
-		return nil, fmt.Errorf("%s has no active release: %w", key.Environment, errdefs.ErrNotFound)
+	if active == nil || active.Versions[key.Function] == 0 { // it was removed since the caller looked
+		return nil, fmt.Errorf("%s is not deployed: %w", key, errdefs.ErrNotFound)
 	}
 	if len(active.Versions) == 1 {
 		return d.removeLast(ctx, key)
