@@ -411,10 +411,13 @@ func (d *Daemon) restore() error {
 		if rel == nil {
 			continue
 		}
-		c, err := d.releaser.Prepare(*rel, versionsOf(view, rel))
+		c, taken, err := d.releaser.Restore(*rel, versionsOf(view, rel))
 		if err != nil {
-			d.log.Error("the release could not be brought back whole", "environment", env.Environment.String(), "release", rel.Number, "error", err)
+			d.log.Error("the release could not be brought back", "environment", env.Environment.String(), "release", rel.Number, "error", err)
 			continue
+		}
+		if taken != nil {
+			d.log.Error("a function does not answer on its port; free the port and restart lfxd", "environment", env.Environment.String(), "release", rel.Number, "error", taken)
 		}
 		c.Activate()
 		d.group.Go(func() {

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"sync"
 
 	"lfx.dev/lfxd/daemon/deploy"
@@ -35,6 +37,28 @@ func (r *releaser) Prepare(rel function.Release, versions map[string]*function.V
 		return nil, err
 	}
 	return &candidate{releaser: r, record: rel, live: live}, nil
+}
+
+// Restore is Prepare for a release that was active before a restart: a port that another program has
+// taken meanwhile does not keep the functions down. taken says which ports are missing.
+func (r *releaser) Restore(rel function.Release, versions map[string]*function.Version) (c *candidate, taken, err error) {
+	var missing []error
+	held := rel
+	held.Ports = maps.Clone(rel.Ports)
+	for name, number := range rel.Ports {
+		one := rel
+		one.Ports = map[string]int{name: number}
+		if err := r.ports.claim(one); err != nil {
+			missing = append(missing, err)
+			delete(held.Ports, name)
+		}
+	}
+	live, err := r.pools.Prepare(held, versions)
+	if err != nil {
+		r.ports.unclaim(held)
+		return nil, nil, err
+	}
+	return &candidate{releaser: r, record: held, live: live}, errors.Join(missing...), nil
 }
 
 // Deactivate implements deploy.Releaser.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -39,8 +40,11 @@ func (r *resolver) Resolve(_ context.Context, t gateway.Target) (invocation.Rout
 		return nil, err
 	}
 	b, err := r.bind(view, key, t)
-	if err != nil {
+	switch {
+	case errors.Is(err, pool.ErrNoRelease), errors.Is(err, pool.ErrNoFunction):
 		return nil, r.notFound(view, key, t.Ref)
+	case err != nil:
+		return nil, &invocation.UnavailableError{Err: err}
 	}
 	return b, nil
 }
@@ -193,7 +197,12 @@ func (r *resolver) bind(view *store.Snapshot, key function.Key, t gateway.Target
 
 func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*pool.Bound, error) {
 	if rel, ok := caller.(*pool.Release); ok && rel != nil {
-		return rel.Bind(key.Function)
+		b, err := rel.Bind(key.Function)
+		if !errors.Is(err, pool.ErrNoRelease) {
+			return b, err
+		}
+		// An instance that a later release shares calls while it has no invocation, and the release that
+		// started it is gone: the active one is the only one that can be meant.
 	}
 	return r.pools.Bind(key.Environment, key.Function)
 }
