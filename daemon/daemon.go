@@ -318,7 +318,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		Log:      d.log,
 	})
 	d.starter = worker.NewStarter(worker.Options{
-		Instances: d.instances, Logs: d.logs, Region: d.cfg.Region,
+		Instances: creator{d}, Logs: d.logs, Region: d.cfg.Region,
 		InitTimeout: d.cfg.Functions.InitTimeout.Duration, CreateTimeout: createTimeout,
 		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
 			return server.InstanceHandler(d.gateway, env, binding)

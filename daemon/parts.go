@@ -53,16 +53,16 @@ func (d *Daemon) connect(ctx context.Context, containerdAddress, buildkitAddress
 	containerdAddress = strings.TrimPrefix(containerdAddress, "unix://")
 	d.client, err = containerd.New(containerdAddress, containerd.WithDefaultNamespace(d.cfg.Namespace), containerd.WithTimeout(5*time.Second))
 	if err != nil {
-		return fmt.Errorf("containerd is not answering on %s: start lfxd with --with-engine, or start containerd: %w", containerdAddress, err)
+		return d.noAnswer(containerdAddress, err)
 	}
 	d.onClose(func() { d.client.Close() }) //nolint:errcheck // nothing is left to do
 	if _, err := d.client.Version(ctx); err != nil {
-		return fmt.Errorf("containerd is not answering on %s: start lfxd with --with-engine, or start containerd: %w", containerdAddress, err)
+		return d.noAnswer(containerdAddress, err)
 	}
 	if !strings.Contains(buildkitAddress, "://") {
 		buildkitAddress = "unix://" + buildkitAddress
 	}
-	if d.builder, err = buildkit.New(ctx, buildkitAddress, buildkit.Options{}); err != nil {
+	if d.builder, err = buildkit.New(ctx, buildkitAddress, buildkit.Options{Remedy: d.builderRemedy(), Log: d.log}); err != nil {
 		return err
 	}
 	d.onClose(func() { d.builder.Close() }) //nolint:errcheck // nothing is left to do

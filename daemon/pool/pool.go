@@ -221,7 +221,7 @@ func (p *Pool) wait(ctx context.Context, w *waiter) (*slot, *invocation.Outcome,
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
 	case <-timer.C:
-		cause = p.throttled(fmt.Sprintf("no instance of %s was free within %s", p.version.Key, p.opts.QueueTimeout))
+		cause = p.overdue()
 	}
 	if !p.cancel(w) { // granted in the same moment: use it, or give it back
 		g := <-w.ready
@@ -232,6 +232,17 @@ func (p *Pool) wait(ctx context.Context, w *waiter) (*slot, *invocation.Outcome,
 		return g.slot, g.outcome, g.err
 	}
 	return nil, nil, cause
+}
+
+// overdue is why a request waited for too long: all instances are busy, or none could be started.
+func (p *Pool) overdue() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.slots) == 0 && p.starting > 0 {
+		return &invocation.UnavailableError{Err: fmt.Errorf(
+			"the start of an instance of %s takes longer than %s: lfxctl doctor says whether the engine answers", p.version.Key, p.opts.QueueTimeout)}
+	}
+	return p.throttled(fmt.Sprintf("no instance of %s was free within %s", p.version.Key, p.opts.QueueTimeout))
 }
 
 // cancel takes a waiter out of the queue; false means that a grant is on its way.

@@ -242,6 +242,21 @@ func TestFullQueueAndLongWaitAreThrottled(t *testing.T) {
 	})
 }
 
+func TestStartThatHangsIsUnavailableInBoundedTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeStarter{startup: time.Hour}
+		m := newTestManager(s)
+		defer closeManager(m)
+		activate(t, m, 1, version("f", 1, 0, 1))
+		begin := time.Now()
+		_, err := call(m, "f", "x")
+		var ue *invocation.UnavailableError
+		if !errors.As(err, &ue) || time.Since(begin) > m.opts.QueueTimeout {
+			t.Errorf("after %s: %v", time.Since(begin), err)
+		}
+	})
+}
+
 func TestFailedInitRunsAgainInsideTheInvocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var phases []InitPhase

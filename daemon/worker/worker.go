@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/logs"
@@ -142,16 +144,11 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	}
 	createCtx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
 	defer cancel()
-	s.note(w.id)
-	inst, err := s.opts.Instances.Create(createCtx, w.spec())
-	if err != nil {
-		w.closeAPI()
-		s.forget(w.id)
+	if err := s.create(createCtx, w); err != nil {
 		return nil, fmt.Errorf("start an instance of %s: %w", w.version, err)
 	}
-	w.inst = inst
 	w.started = time.Now()
-	err = w.capture()
+	err := w.capture()
 	if err == nil {
 		err = w.initialise(ctx, req)
 	}
@@ -162,6 +159,26 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	w.cur.Store(nil)
 	s.group.Go(w.watch)
 	return w, nil
+}
+
+// create makes the worker's instance. It tries twice when containerd went away meanwhile: it is started
+// again within seconds, and Create waits for it. What the first try left is reconciliation's.
+func (s *Starter) create(ctx context.Context, w *Worker) error {
+	for again := true; ; again = false {
+		s.note(w.id)
+		inst, err := s.opts.Instances.Create(ctx, w.spec())
+		if err == nil {
+			w.inst = inst
+			return nil
+		}
+		w.closeAPI()
+		s.forget(w.id)
+		if !again || !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+			return err
+		}
+		s.opts.Log.Debug("instance is started again", "instance", w.id, "error", err)
+		w.id, w.api = newID(), nil
+	}
 }
 
 // spec describes the instance: everything in it comes from the version.
