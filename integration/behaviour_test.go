@@ -24,7 +24,8 @@ func functionEnvironment(project string) function.Environment {
 	return function.Environment{Project: project, Name: function.DefaultEnvironment}
 }
 
-// manifest is an lfx.yaml of Python functions, one a line: "name: extra settings".
+// manifest is an lfx.yaml of Python functions, each "name extra: setting; extra: setting". Timeouts
+// are stretched on slow machines.
 func manifest(project string, functions ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "project: %s\nfunctions:\n", project)
@@ -32,7 +33,12 @@ func manifest(project string, functions ...string) string {
 		name, extra, _ := strings.Cut(f, " ")
 		fmt.Fprintf(&b, "  %s:\n    build: ./%s\n", name, name)
 		for _, kv := range strings.Split(extra, ";") {
-			if kv = strings.TrimSpace(kv); kv != "" {
+			kv = strings.TrimSpace(kv)
+			var seconds int
+			if _, err := fmt.Sscanf(kv, "timeout: %ds", &seconds); err == nil {
+				kv = fmt.Sprintf("timeout: %ds", slow(seconds))
+			}
+			if kv != "" {
 				fmt.Fprintf(&b, "    %s\n", kv)
 			}
 		}
@@ -108,7 +114,7 @@ func TestFailuresReachTheClientAsOnLambda(t *testing.T) {
 		{"exit139", `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ID Error: Runtime exited with error: exit status 139"}`},
 		{"segv", `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ID Error: Runtime exited with error: signal: segmentation fault"}`},
 		{"abort", `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ID Error: Runtime exited with error: signal: aborted"}`},
-		{"sleep", `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: ID Error: Task timed out after 2.00 seconds"}`},
+		{"sleep", `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: ID Error: Task timed out after ` + fmt.Sprint(slow(2)) + `.00 seconds"}`},
 		{"oom", `{"errorType":"Runtime.OutOfMemory","errorMessage":"RequestId: ID Error: Runtime exited with error: signal: killed"}`},
 		{"big", `{"errorMessage":"Response payload size exceeded maximum allowed payload size (6291556 bytes).","errorType":"Function.ResponseSizeTooLarge"}`},
 	} {
@@ -145,7 +151,7 @@ func TestFailuresReachTheClientAsOnLambda(t *testing.T) {
 	})
 	t.Run("report", func(t *testing.T) {
 		log := tail(t, post(t, invokeURL("f"), `{"how":"sleep"}`, "X-Amz-Log-Type", "Tail"))
-		re := regexp.MustCompile(`REPORT RequestId: \S+\tDuration: 2000.00 ms\tBilled Duration: \d+ ms\tMemory Size: 128 MB\tMax Memory Used: \d+ MB.*\tStatus: timeout\n`)
+		re := regexp.MustCompile(`REPORT RequestId: \S+\tDuration: ` + fmt.Sprint(slow(2)) + `000.00 ms\tBilled Duration: \d+ ms\tMemory Size: 128 MB\tMax Memory Used: \d+ MB.*\tStatus: timeout\n`)
 		if !re.MatchString(log) {
 			t.Errorf("log:\n%s", log)
 		}
@@ -172,7 +178,7 @@ func TestFailuresReachTheClientAsOnLambda(t *testing.T) {
 			Left   int
 			Mem    any
 		}
-		if err := json.Unmarshal([]byte(a.body), &c); err != nil || !strings.HasSuffix(c.ARN, ":function:f") || c.V != "1" || c.Left < 500 || c.Left > 2000 {
+		if err := json.Unmarshal([]byte(a.body), &c); err != nil || !strings.HasSuffix(c.ARN, ":function:f") || c.V != "1" || c.Left < 500 || c.Left > slow(2)*1000 {
 			t.Errorf("%s, %v", a.body, err)
 		}
 	})
@@ -194,7 +200,7 @@ func TestFailedInitIsTheInvocationsResult(t *testing.T) {
 	p.deploy()
 	for _, c := range []struct{ name, want string }{
 		{"raises", `"errorMessage": ?"not today"`},
-		{"hangs", `"Sandbox.Timedout","errorMessage":"RequestId: \S+ Error: Task timed out after 1.00 seconds"`},
+		{"hangs", `"Sandbox.Timedout","errorMessage":"RequestId: \S+ Error: Task timed out after ` + fmt.Sprint(slow(1)) + `.00 seconds"`},
 		{"exits", `"Runtime.ExitError","errorMessage":"RequestId: \S+ Error: Runtime exited with error: exit status 7"`},
 		{"missing", `"Runtime.InvalidEntrypoint","errorMessage":"RequestId: \S+ Error: .*no such file`},
 	} {

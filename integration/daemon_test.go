@@ -104,7 +104,7 @@ invoke_group = ""
 [functions]
 idle_timeout = "5m"
 queue_limit = 50
-queue_timeout = "20s"
+queue_timeout = %q
 init_timeout = %q
 
 [logs]
@@ -114,15 +114,15 @@ journald = "off"
 "public.ecr.aws/lambda/provided:al2023" = "localhost/lfx-base/provided:1"
 "public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
 "public.ecr.aws/lambda/nodejs:18" = "localhost/lfx-base/nodejs:18"
-`, t.state, t.run, filepath.Join(t.root, "build/engine"), t.cgroup, initTimeout())
+`, t.state, t.run, filepath.Join(t.root, "build/engine"), t.cgroup, fmt.Sprintf("%ds", slow(20)), fmt.Sprintf("%ds", slow(3)))
 }
 
-// initTimeout is short, so that tests of a hanging init are; LFX_TEST_SLOW is for emulated machines.
-func initTimeout() string {
+// slow stretches a time in seconds on emulated machines, where LFX_TEST_SLOW is set.
+func slow(seconds int) int {
 	if os.Getenv("LFX_TEST_SLOW") != "" {
-		return "60s"
+		return 15 * seconds
 	}
-	return "3s"
+	return seconds
 }
 
 // start runs lfxd and waits until it answers.
