@@ -116,3 +116,5 @@ require (
 )
 
 ignore ./build
+
+exclude github.com/containerd/nerdctl/mod/tigron v0.0.0
