@@ -211,7 +211,8 @@ func (id identity) write(path string) error {
 }
 
 // commandsWith lists the processes whose first argument is the program called name and that have
-// arg among the others. A process that ends meanwhile is no error.
+// arg among the others. A process that ends meanwhile is no error. One in another PID namespace belongs to the lfxd of a
+// system container, whose paths may be the same as ours, and is left alone.
 func commandsWith(name, arg string) []int {
 	var pids []int
 	entries, _ := os.ReadDir("/proc")
@@ -225,7 +226,7 @@ func commandsWith(name, arg string) []int {
 			continue
 		}
 		args := strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
-		if filepath.Base(args[0]) != name {
+		if filepath.Base(args[0]) != name || !inOurPIDNamespace(pid) {
 			continue
 		}
 		for _, a := range args[1:] {
@@ -236,6 +237,12 @@ func commandsWith(name, arg string) []int {
 		}
 	}
 	return pids
+}
+
+func inOurPIDNamespace(pid int) bool {
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	theirs, err2 := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid"))
+	return err == nil && err2 == nil && ours == theirs
 }
 
 // endCommands ends every process that commandsWith finds.

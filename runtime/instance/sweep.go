@@ -99,9 +99,14 @@ func (m *Manager) awaitShim(ctx context.Context, id string) error {
 }
 
 // shims returns the pids of our shims by the ID of their container: processes named containerd-shim-runc-v2 with our namespace in
-// their arguments. A zombie has no arguments and does not count.
+// their arguments. A zombie has no arguments and does not count, nor does one in another PID namespace: a system
+// container's lfxd has the same paths.
 func (m *Manager) shims() (map[string]int, error) {
 	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	ours, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +122,10 @@ func (m *Manager) shims() (map[string]int, error) {
 		}
 		b, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
 		if err != nil {
+			continue
+		}
+		ns, err := os.Readlink(filepath.Join("/proc", e.Name(), "ns/pid"))
+		if err != nil || ns != ours {
 			continue
 		}
 		if id, ok := shimOf(string(b), m.o.Namespace, m.engine.address()); ok {
