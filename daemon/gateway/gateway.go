@@ -15,9 +15,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -116,54 +118,56 @@ func FunctionName(u *url.URL) (name string, ok bool) {
 func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scope) {
 	c := &call{w: w, r: r, id: uuid.NewString()}
 	w.Header()["X-Amzn-Requestid"] = []string{c.id}
-	route, err := g.accept(c, scope)
-	if err == nil && c.dryRun {
-		route.Close()
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
+	route, qualifier, err := g.resolve(c, scope)
 	if err != nil {
-		if route != nil {
-			route.Close()
-		}
+		discard(w, r)
 		g.refuse(c, err)
 		return
 	}
 	defer route.Close()
-	g.run(c, route)
+	switch err := g.accept(c, route, qualifier); {
+	case err != nil:
+		discard(w, r)
+		g.refuse(c, err)
+	case c.dryRun:
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		g.run(c, route)
+	}
 }
 
-// accept does all checks in the order of the contract: name, function, qualifier, invocation type,
-// payload size, payload syntax. A route that is returned must be closed, with an error too.
-func (g *Gateway) accept(c *call, scope Scope) (invocation.Route, error) {
+// resolve and accept do all checks in Lambda's order: name, function, qualifier; then invocation type,
+// payload size, payload syntax. The route must be closed.
+func (g *Gateway) resolve(c *call, scope Scope) (route invocation.Route, qualifier string, err error) {
 	if c.r.Method != http.MethodPost {
-		return nil, NewError("MethodNotAllowedException", "Invoke is a POST request")
+		c.w.Header().Set("Allow", http.MethodPost)
+		return nil, "", NewError("MethodNotAllowedException", "Invoke is a POST request")
 	}
 	name, ok := FunctionName(c.r.URL)
 	if !ok {
-		return nil, NewError("UnknownOperationException", "there is nothing at "+c.r.URL.EscapedPath())
+		return nil, "", NewError("UnknownOperationException", "there is nothing at "+c.r.URL.EscapedPath())
 	}
-	qualifier := ""
 	if c.r.URL.RawQuery != "" {
 		qualifier = c.r.URL.Query().Get("Qualifier")
 	}
 	ref, err := function.ParseRef(name, qualifier)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	route, err := g.opts.Resolver.Resolve(c.r.Context(), Target{Scope: scope, Host: hostname(c.r.Host), Ref: ref})
-	if err != nil {
-		return nil, err
-	}
+	route, err = g.opts.Resolver.Resolve(c.r.Context(), Target{Scope: scope, Host: hostname(c.r.Host), Ref: ref})
+	return route, ref.Qualifier, err
+}
+
+func (g *Gateway) accept(c *call, route invocation.Route, qualifier string) error {
 	if err := c.readHeaders(); err != nil {
-		return route, err
+		return err
 	}
 	if err := c.readPayload(); err != nil {
-		return route, err
+		return err
 	}
 	v := route.Version()
-	c.req.FunctionARN = function.ARN(g.opts.Region, g.opts.Account(v.Environment), v.Function, ref.Qualifier)
-	return route, nil
+	c.req.FunctionARN = function.ARN(g.opts.Region, g.opts.Account(v.Environment), v.Function, qualifier)
+	return nil
 }
 
 // hostname returns the host of a Host header, without port, lower case.
@@ -178,7 +182,6 @@ func hostname(host string) string {
 func (c *call) readHeaders() error {
 	h := c.r.Header
 	c.req.ID = c.id
-	c.req.TenantID = h.Get("X-Amz-Tenant-Id")
 	switch t := h.Get("X-Amz-Invocation-Type"); t {
 	case "", "RequestResponse":
 	case "DryRun":
@@ -198,12 +201,19 @@ func (c *call) readHeaders() error {
 		return NewError("ValidationException", fmt.Sprintf("1 validation error detected: Value '%s' at 'logType' failed to satisfy constraint: "+
 			"Member must satisfy enum value set: [None, Tail]", t))
 	}
+	if c.req.TenantID = h.Get("X-Amz-Tenant-Id"); c.req.TenantID != "" && !tenantPattern.MatchString(c.req.TenantID) {
+		return NewError("ValidationException", fmt.Sprintf("1 validation error detected: Value '%s' at 'tenantId' failed to satisfy constraint: "+
+			"Member must satisfy regular expression pattern: %s", c.req.TenantID, tenantPattern))
+	}
 	c.req.TraceID = h.Get("X-Amzn-Trace-Id")
 	if c.req.TraceID == "" || !validTrace(c.req.TraceID) {
 		c.req.TraceID = newTrace(c.id)
 	}
 	return c.readClientContext(h.Get("X-Amz-Client-Context"))
 }
+
+// tenantPattern is the model's for TenantId, with its length.
+var tenantPattern = regexp.MustCompile(`^[a-zA-Z0-9\._:\/=+\-@ ]{1,256}$`)
 
 // validTrace refuses what could not be a header of the Runtime API.
 func validTrace(s string) bool {
@@ -247,7 +257,6 @@ func (c *call) readClientContext(enc string) error {
 // readPayload reads and checks the event. An empty one becomes {}.
 func (c *call) readPayload() error {
 	if c.r.ContentLength > invocation.MaxRequestBytes {
-		discard(c.w, c.r)
 		return tooLarge()
 	}
 	body, err := readAll(c.w, c.r)
@@ -258,7 +267,7 @@ func (c *call) readPayload() error {
 		c.req.Payload = []byte("{}")
 		return nil
 	}
-	if !json.Valid(body) {
+	if !utf8.Valid(body) || !json.Valid(body) {
 		return notJSON(body)
 	}
 	c.req.Payload = body
@@ -269,9 +278,13 @@ func tooLarge() error {
 	return NewError("RequestTooLargeException", fmt.Sprintf("Request must be smaller than %d bytes for the InvokeFunction operation", invocation.MaxRequestBytes))
 }
 
-// discard reads on past the limit for a while: a client that is still sending when the connection is
-// closed sees a reset instead of the answer.
+// discard reads what a refused client still sends, up to a bound: one that is still sending when the
+// connection is closed sees a reset instead of the answer. One that waits for "100 Continue" sends
+// nothing before the answer, and reading would ask for it.
 func discard(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 || r.Header.Get("Expect") != "" {
+		return
+	}
 	body := &pacedReader{r: r.Body, c: http.NewResponseController(w)}
 	io.CopyN(io.Discard, body, 4*invocation.MaxRequestBytes) //nolint:errcheck // the answer is the same either way
 }
@@ -296,7 +309,6 @@ func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, bodyError(err)
 	case buf.Len() > invocation.MaxRequestBytes:
-		discard(w, r)
 		return nil, tooLarge()
 	}
 	return buf.Bytes(), nil
@@ -313,7 +325,11 @@ func notJSON(body []byte) error {
 	line, column := 1, 1
 	text := "invalid JSON"
 	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	if n := validPrefix(body); n < len(body) {
+		line = 1 + bytes.Count(body[:n], []byte{'\n'})
+		column = n - bytes.LastIndexByte(body[:n], '\n')
+		text = fmt.Sprintf("Invalid UTF-8 byte 0x%02x", body[n])
+	} else if errors.As(err, &syntax) {
 		before := body[:min(int(syntax.Offset), len(body))]
 		line = 1 + bytes.Count(before, []byte{'\n'})
 		column = len(before) - bytes.LastIndexByte(before, '\n')
@@ -323,6 +339,18 @@ func notJSON(body []byte) error {
 		" at [Source: REDACTED (`StreamReadFeature.INCLUDE_SOURCE_IN_LOCATION` disabled); line: %d, column: %d]", text, line, column))
 }
 
+// validPrefix returns how many bytes of b are UTF-8.
+func validPrefix(b []byte) (n int) {
+	for n < len(b) {
+		r, size := utf8.DecodeRune(b[n:])
+		if r == utf8.RuneError && size == 1 {
+			return n
+		}
+		n += size
+	}
+	return n
+}
+
 // run invokes and answers. A client that goes away while the request waits takes it out of the
 // queue; once it runs, it runs to its end, as on Lambda.
 func (g *Gateway) run(c *call, route invocation.Route) {
@@ -330,11 +358,15 @@ func (g *Gateway) run(c *call, route invocation.Route) {
 	ctx, cancel := context.WithTimeoutCause(c.r.Context(), timeout+g.opts.Overhead, errDeadline)
 	defer cancel()
 	out, err := route.Invoke(ctx, &c.req)
-	if err != nil {
+	switch cause := context.Cause(c.r.Context()); {
+	case err == nil:
+		g.answer(c, route, out)
+	case cause == context.Canceled: //nolint:errorlint // net/http's own: the client left, nobody reads an answer
+	case cause != nil:
+		g.refuse(c, &invocation.UnavailableError{Err: cause}) // the daemon shuts down
+	default:
 		g.refuse(c, err)
-		return
 	}
-	g.answer(c, route, out)
 }
 
 // errDeadline is the cause when queue, init and the function's timeout together took too long.

@@ -158,6 +158,10 @@ func TestRefusals(t *testing.T) {
 		"context too long":     {request{header: b64(`{"a":"` + strings.Repeat("x", 2700) + `"}`)}, nil, 400, "InvalidRequestContentException", "message", "Client context must be at most 3583 bytes, got "},
 		"context line feed":    {request{header: b64("{\"a\":\"\n\"}")}, nil, 400, "InvalidRequestContentException", "message", "Client context must be"},
 		"payload not JSON":     {request{body: "{\n \"a\": x}"}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json: Could not parse payload into json: invalid character 'x'"},
+		"payload not UTF-8":    {request{body: "{\"a\":\n\"\xff\"}"}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json: Could not parse payload into json: Invalid UTF-8 byte 0xff\n at [Source: REDACTED (`StreamReadFeature.INCLUDE_SOURCE_IN_LOCATION` disabled); line: 2, column: 2]"},
+		"payload with a BOM":   {request{body: "\xef\xbb\xbf{}"}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json"},
+		"tenant":               {request{header: http.Header{"X-Amz-Tenant-Id": {"t\xc3\xa9"}}}, nil, 400, "ValidationException", "message", "1 validation error detected: Value 't\u00e9' at 'tenantId'"},
+		"tenant too long":      {request{header: http.Header{"X-Amz-Tenant-Id": {strings.Repeat("x", 257)}}}, nil, 400, "ValidationException", "message", "1 validation error detected: Value"},
 		"payload two values":   {request{body: "1 2"}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json"},
 		"payload blank":        {request{body: " "}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json"},
 		"payload nested":       {request{body: strings.Repeat("[", 20000)}, nil, 400, "InvalidRequestContentException", "message", "Could not parse request body into json"},
@@ -458,3 +462,47 @@ func (l *loopBody) Read(b []byte) (int, error) {
 	return n, nil
 }
 func (l *loopBody) Close() error { return nil }
+
+// TestRefusedWithoutABody: a client that waits for "100 Continue" is answered without having to send.
+func TestRefusedWithoutABody(t *testing.T) {
+	unknown := &fake{resolve: func(Target) error { return function.NotFound("eu-west-1", "1", "hello", function.Latest) }}
+	for name, tt := range map[string]struct {
+		f      *fake
+		length int
+		status int
+	}{"unknown function": {unknown, 1 << 20, 404}, "too large": {&fake{}, invocation.MaxRequestBytes + 1, 413}} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, serve(t, tt.f))
+			c.send(fmt.Sprintf("POST /2015-03-31/functions/hello/invocations HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", tt.length))
+			if got := c.recv(); got.status != tt.status {
+				t.Errorf("got %d, want %d", got.status, tt.status)
+			}
+		})
+	}
+}
+
+// TestSenderToAnUnknownFunctionReadsTheAnswer: however large what it sends.
+func TestSenderToAnUnknownFunctionReadsTheAnswer(t *testing.T) {
+	c := dial(t, serve(t, &fake{resolve: func(Target) error { return function.NotFound("eu-west-1", "1", "hello", function.Latest) }}))
+	c.send("POST /2015-03-31/functions/hello/invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\n\r\n")
+	c.send(strings.Repeat(" ", 6000000))
+	if got := c.recv(); got.status != http.StatusNotFound {
+		t.Errorf("got %d", got.status)
+	}
+}
+
+// TestWaitEndedByTheDaemon: a request in the queue of a daemon that shuts down may be retried elsewhere.
+func TestWaitEndedByTheDaemon(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f := &fake{invoke: func(ctx context.Context, _ *invocation.Request) (*invocation.Outcome, error) {
+		cancel(errors.New("the daemon is shutting down"))
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}}
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, InvokePrefix+"hello"+InvokeSuffix, strings.NewReader("{}"))
+	w := httptest.NewRecorder()
+	newGateway(f).ServeInvoke(w, r, Scope{})
+	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "shutting down") {
+		t.Errorf("got %d %s", w.Code, w.Body)
+	}
+}
