@@ -266,6 +266,7 @@ func (d *Daemon) openInstances(ctx context.Context) (err error) {
 		d.instances.Close() //nolint:errcheck // nothing is left to close
 		d.removeCgroups()
 	})
+	d.limitFunctions()
 	if err := d.reconcile(ctx); err != nil {
 		d.log.Warn("leftovers of an earlier run could not all be removed yet", "error", err)
 	}

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -130,6 +132,31 @@ func (d *Daemon) runtimeRoot() string {
 		return d.engine.RuncRoot()
 	}
 	return filepath.Join(d.cfg.RunDir, "runc")
+}
+
+// limitFunctions sets the wall behind the limits of the instances: what all of them together may use.
+// Where systemd makes the cgroups, the slice has it (contrib/systemd/lfx-fn.slice).
+func (d *Daemon) limitFunctions() {
+	if d.opts.systemdCgroups() {
+		return
+	}
+	root, err := cgroup.Detect()
+	if err == nil {
+		err = root.LimitParent(filepath.Join(d.cfg.CgroupParent, "fn"), d.cfg.Functions.MemoryBudget.Of(hostMemory()), hostThreads()*8/10)
+	}
+	if err != nil {
+		d.log.Warn("functions are limited one by one, but not all together", "error", err)
+	}
+}
+
+// hostThreads is how many threads the kernel allows on this host.
+func hostThreads() int64 {
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	n, err2 := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil || err2 != nil {
+		return 32 << 10
+	}
+	return n
 }
 
 // removeCgroups removes the empty parents of the instances' cgroups.

@@ -1,0 +1,79 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// LimitParent makes the cgroup parent and bounds what all cgroups below it may use together: memory in
+// bytes, without swap, and processes. It is the wall behind the limits of each: their sum may be
+// larger. The cgroup goes with RemoveParent.
+func (r *Root) LimitParent(parent string, memory, pids int64) error {
+	var err error
+	if r.use == 2 {
+		err = r.limitParent2(parent, memory, pids)
+	} else {
+		err = r.limitParent1(parent, memory, pids)
+	}
+	if err != nil {
+		return fmt.Errorf("limit the cgroup %s: %w", parent, err)
+	}
+	return nil
+}
+
+func (r *Root) limitParent1(parent string, memory, pids int64) error {
+	mem, procs := filepath.Join(r.v1["memory"], parent), filepath.Join(r.v1["pids"], parent)
+	for _, dir := range []string{mem, procs} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	// Without it, on old kernels, the limit would not count what is below; it cannot be set, and need not be,
+	// where it is on already or the hierarchy above decides.
+	write(mem, "memory.use_hierarchy", "1") //nolint:errcheck // as said
+	return errors.Join(limitMemory1(mem, memory), write(procs, "pids.max", strconv.FormatInt(pids, 10)))
+}
+
+// limitMemory1 keeps memory.memsw.limit at or above memory.limit while both move.
+func limitMemory1(dir string, limit int64) error {
+	text := strconv.FormatInt(limit, 10)
+	swap := func() error {
+		err := write(dir, "memory.memsw.limit_in_bytes", text)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOENT) {
+			return nil // the kernel does not count swap
+		}
+		return err
+	}
+	if err := write(dir, "memory.limit_in_bytes", text); err != nil { // above the old bound with swap
+		return errors.Join(swap(), write(dir, "memory.limit_in_bytes", text))
+	}
+	if _, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes")); err != nil {
+		return nil //nolint:nilerr // as above
+	}
+	return swap()
+}
+
+func (r *Root) limitParent2(parent string, memory, pids int64) error {
+	dir := r.v2
+	for part := range strings.SplitSeq(strings.Trim(filepath.Clean(parent), "/"), "/") {
+		if err := write(dir, "cgroup.subtree_control", "+memory +pids"); err != nil {
+			return err
+		}
+		dir = filepath.Join(dir, part)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	err := errors.Join(write(dir, "memory.max", strconv.FormatInt(memory, 10)), write(dir, "pids.max", strconv.FormatInt(pids, 10)))
+	if _, serr := os.Stat(filepath.Join(dir, "memory.swap.max")); serr == nil {
+		err = errors.Join(err, write(dir, "memory.swap.max", "0"))
+	}
+	return err
+}
