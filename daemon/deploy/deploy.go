@@ -413,7 +413,7 @@ func (j *job) fail(rel function.Release, cause error) error {
 	return errors.Join(cause, j.failRelease(ctx, rel))
 }
 
-// failRelease marks a release as failed and removes the images that only it had.
+// failRelease marks a release as failed and removes the images and contexts that only it had.
 func (d *Deployer) failRelease(ctx context.Context, rel function.Release) error {
 	dropped, err := d.opts.Store.FailRelease(ctx, rel.Environment, rel.Number)
 	if err != nil {
@@ -421,6 +421,7 @@ func (d *Deployer) failRelease(ctx context.Context, rel function.Release) error 
 	}
 	dropped.Releases = append(dropped.Releases, &rel)
 	d.removeImages(ctx, dropped)
+	d.sweepContexts()
 	return nil
 }
 
