@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Interface is the name of the interface inside an instance's namespace.
@@ -87,6 +88,9 @@ func (m *Manager) attachTo(ctx context.Context, n *network, id, nsPath string) (
 		return r, err
 	}
 	if err := m.claimVeth(n, r); err != nil {
+		return r, err
+	}
+	if err := narrow(n, nsPath); err != nil {
 		return r, err
 	}
 	if err := m.writeRecord(r); err != nil {
@@ -200,6 +204,34 @@ func (m *Manager) claimVeth(n *network, r record) error {
 		return fmt.Errorf("mark interface %s: %w", r.Veth, err)
 	}
 	return nil
+}
+
+// narrow leaves the gateway as the only neighbour: everything else goes by way of it, where the firewall drops what is for other
+// instances. The kernel's table of neighbours is one for all namespaces, and a function that spoke to every
+// address of the subnet would fill it for the host and everybody else.
+func narrow(n *network, nsPath string) error {
+	ns, err := openNamespace(nsPath)
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	return ns.do(func() error {
+		link, err := netlink.LinkByName(Interface)
+		if err != nil {
+			return fmt.Errorf("find interface %s inside: %w", Interface, err)
+		}
+		index := link.Attrs().Index
+		gateway := &net.IPNet{IP: n.gateway.AsSlice(), Mask: net.CIDRMask(32, 32)}
+		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: gateway, Scope: netlink.SCOPE_LINK}); err != nil {
+			return fmt.Errorf("route to the gateway: %w", err)
+		}
+		subnet := &net.IPNet{IP: n.subnet.Masked().Addr().AsSlice(), Mask: net.CIDRMask(n.subnet.Bits(), 32)}
+		err = netlink.RouteDel(&netlink.Route{LinkIndex: index, Dst: subnet, Scope: netlink.SCOPE_LINK})
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove the route to the subnet: %w", err)
+		}
+		return nil
+	})
 }
 
 // Detach removes the attachment: interface pair, address, pin, cache and record. nsPath may be empty

@@ -94,7 +94,7 @@ func TestMemoryPastTheLimit(t *testing.T) {
 // TestProcessesPastTheLimit: forks stop at the limit, bombs end with their invocation, and neither is felt
 // outside.
 func TestProcessesPastTheLimit(t *testing.T) {
-	h := newHostile(t, "forks", "f timeout: 10s; memory: 512MiB; cpu: 1; concurrency: {max: 1}", "burner timeout: 3s; cpu: 2; concurrency: {max: 4}",
+	h := newHostile(t, "forks", "f timeout: 10s; memory: 512MiB; cpu: 1; concurrency: {max: 1}", "bomb timeout: 3s; memory: 512MiB; cpu: 1", "burner timeout: 3s; cpu: 2; concurrency: {max: 4}",
 		"early timeout: 10s; memory: 512MiB; environment: {MODE: fork-in-init}")
 	t.Run("processes", func(t *testing.T) {
 		var got taken
@@ -122,8 +122,13 @@ func TestProcessesPastTheLimit(t *testing.T) {
 		}
 	})
 	t.Run("bomb", func(t *testing.T) {
-		fails(t, "f", probeEvent{Do: "bomb"}, timedOut(10))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			fails(t, "bomb", probeEvent{Do: "bomb"}, timedOut(3))
+		}()
 		h.calm(t)
+		<-done
 	})
 	t.Run("every core busy", func(t *testing.T) {
 		var wg sync.WaitGroup

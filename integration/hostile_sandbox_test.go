@@ -92,8 +92,8 @@ func TestSystemCallsOfAnEscape(t *testing.T) {
 			if err != nil || strings.Contains(string(control), "ENOSYS") {
 				t.Logf("%s: this kernel has no such calls: %s %v", how, control, err)
 			}
-			if strings.Contains(outcome, "answered") || strings.Contains(outcome, "family") || !strings.Contains(outcome, "signal: bad system call") {
-				t.Errorf("%s: %s; want the process to be killed", how, outcome)
+			if strings.Contains(outcome, "answered") || strings.Contains(outcome, "family") || !strings.Contains(outcome, "signal: bad system call") && !strings.HasPrefix(outcome, "killed") {
+				t.Errorf("%s: %s; want it to be killed", how, outcome)
 			}
 		}
 	})
@@ -275,7 +275,7 @@ func TestHostileImages(t *testing.T) {
 				if tell(t, "f", probeEvent{Do: "status"}, &status); status["Uid"] != "1000\t1000\t1000\t1000" || status["CapEff"] != "0000000000000000" || status["NoNewPrivs"] != "1" {
 					t.Errorf("it runs as %q with %s", status["Uid"], status["CapEff"])
 				}
-				for _, path := range []string{"/dev", "/sys/kernel", "/run", "/run/secrets", "/etc/resolv.conf", "/etc/hosts", "/proc/self/exe", "/proc/1/exe", "/proc/sys/kernel/core_pattern"} {
+				for _, path := range []string{"/dev", "/sys/kernel", "/run/secrets", "/etc/resolv.conf", "/etc/hosts", "/proc/self/exe", "/proc/1/exe", "/proc/sys/kernel/core_pattern"} {
 					if strings.Contains(a.body, fmt.Sprintf("%q:\"ok\"", path)) {
 						t.Errorf("%s can be written: %s", path, a.body)
 					}

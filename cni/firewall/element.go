@@ -88,12 +88,13 @@ func portKey(p Pin) []byte {
 	return key
 }
 
-// whoKey is ipv4_addr . ether_addr; each part of a concatenation fills whole 4-byte registers.
+// whoKey is ifname . ipv4_addr . ether_addr; each part of a concatenation fills whole 4-byte registers.
 func whoKey(p Pin) []byte {
 	ip := p.IP.As4()
-	key := make([]byte, 12)
-	copy(key, ip[:])
-	copy(key[4:], p.MAC)
+	key := make([]byte, unix.IFNAMSIZ+12)
+	copy(key, p.Port)
+	copy(key[unix.IFNAMSIZ:], ip[:])
+	copy(key[unix.IFNAMSIZ+4:], p.MAC)
 	return key
 }
 

@@ -167,11 +167,11 @@ func (f *Firewall) samePinsLocked(l listing) bool {
 	var ports, who []string
 	for _, p := range f.pins {
 		ports = append(ports, p.Port)
-		who = append(who, p.IP.String()+" "+p.MAC.String())
+		who = append(who, p.Port+" "+p.IP.String()+" "+p.MAC.String())
 	}
 	slices.Sort(ports)
 	slices.Sort(who)
-	return slices.Equal(ports, l.ports) && slices.Equal(slices.Compact(who), l.who)
+	return slices.Equal(ports, l.ports) && slices.Equal(who, l.who)
 }
 
 // Pins returns what is recorded, ordered by port.

@@ -305,7 +305,7 @@ func FuzzParseEgress(f *testing.F) {
 }
 
 func FuzzParseListing(f *testing.F) {
-	f.Add([]byte(`{"nftables": [{"metainfo": {}}, {"rule": {"chain": "a", "expr": [{"counter": null}]}}, {"set": {"name": "who", "elem": [{"concat": ["10.201.1.2", "02:00:0a:c9:01:02"]}]}}]}`))
+	f.Add([]byte(`{"nftables": [{"metainfo": {}}, {"rule": {"chain": "a", "expr": [{"counter": null}]}}, {"set": {"name": "who", "elem": [{"concat": ["veth1", "10.201.1.2", "02:00:0a:c9:01:02"]}]}}]}`))
 	f.Add([]byte(`{"nftables": [{"set": {"name": "ports", "elem": [1, null, {}]}}]}`))
 	f.Fuzz(func(t *testing.T, out []byte) { _, _ = parseListing(out) })
 }

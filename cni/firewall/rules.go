@@ -189,14 +189,17 @@ func (r Rules) bridge(b *builder, pins []Pin) {
 	var ports, who []string
 	for _, p := range pins {
 		ports = append(ports, fmt.Sprintf("%q", p.Port))
-		who = append(who, fmt.Sprintf("%s . %s", p.IP, p.MAC))
+		who = append(who, fmt.Sprintf("%q . %s . %s", p.Port, p.IP, p.MAC))
 	}
 	b.table("bridge", r.Table)
 	b.line("  set ports { type ifname; %s }", elements(ports))
-	b.line("  set who { type ipv4_addr . ether_addr; %s }", elements(who))
+	b.line("  set who { type ifname . ipv4_addr . ether_addr; %s }", elements(who))
 	b.open("pre", "type filter hook prerouting priority -300; policy accept;")
-	b.rule("iifname @ports ether type ip ip saddr . ether saddr != @who counter drop")
-	b.rule("iifname @ports ether type arp arp saddr ip . arp saddr ether != @who counter drop")
+	// The port belongs to the key: a neighbour's address with the neighbour's own MAC would turn its frames to
+	// this port.
+	b.rule("iifname @ports ether type ip iifname . ip saddr . ether saddr != @who counter drop")
+	b.rule("iifname @ports ether type arp iifname . arp saddr ip . arp saddr ether != @who counter drop")
+	b.rule("iifname @ports ether type arp iifname . arp saddr ip . ether saddr != @who counter drop")
 	b.rule("iifname @ports ether type != { ip, arp } counter drop")
 	b.close()
 	b.line("}")

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -228,7 +229,7 @@ var protocol = map[string]func(a *api, id, last string, e event) *api{
 		_ = old.send("GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: x\r\n\r\n")
 		go func() {
 			status, h, body, _ := old.reply()
-			note("older next: %d %s", status, body)
+			note("older next: %d %s", status, bytes.TrimSpace(body))
 			if status == 200 { // the event was quicker than the newer next
 				old.respond(h.Get("Lambda-Runtime-Aws-Request-Id"), []byte(`["raced"]`))
 				notes = nil

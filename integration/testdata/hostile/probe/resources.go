@@ -325,7 +325,9 @@ func kernelObjects(event) any {
 	watches := 0
 	for ; err == nil && watches < 100_000; watches++ {
 		_ = os.MkdirAll(fmt.Sprintf("/tmp/w/%d", watches), 0o700)
-		_, err = syscall.InotifyAddWatch(fd, fmt.Sprintf("/tmp/w/%d", watches), syscall.IN_CREATE)
+		if _, err = syscall.InotifyAddWatch(fd, fmt.Sprintf("/tmp/w/%d", watches), syscall.IN_CREATE); err != nil {
+			break
+		}
 	}
 	out["watches"], out["watches error"] = watches, errno(err)
 	name := []byte("/q\x00")

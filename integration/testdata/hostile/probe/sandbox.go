@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -136,6 +137,9 @@ func calls(event) any {
 	zero := make([]byte, 4096)
 	buf := uintptr(unsafe.Pointer(&zero[0]))
 	self := uintptr(os.Getpid())
+	one := []int32{1, 0}
+	priority := uintptr(unsafe.Pointer(&one[0]))
+	capHeader, capAll := []uint32{0x20080522, 0}, []uint32{^uint32(0), ^uint32(0), ^uint32(0), ^uint32(0), ^uint32(0), ^uint32(0)}
 	list := []struct {
 		name string
 		nr   uintptr
@@ -159,7 +163,8 @@ func calls(event) any {
 		{"reboot", 169, []uintptr{0xfee1dead, 672274793, 0}}, {"swapon", 167, []uintptr{str("/tmp"), 0}}, {"sethostname", 170, []uintptr{str("evil"), 4}},
 		{"settimeofday", 164, []uintptr{buf, 0}}, {"clock_settime", 227, []uintptr{0, buf}}, {"adjtimex", 159, []uintptr{buf}}, {"acct", 163, []uintptr{0}},
 		{"quotactl", 179, nil}, {"iopl", 172, []uintptr{3}}, {"ioperm", 173, []uintptr{0, 1, 1}}, {"modify_ldt", 154, []uintptr{1, buf, 16}},
-		{"setpriority", 141, []uintptr{0, 0, ^uintptr(19)}}, {"sched_setscheduler", 144, []uintptr{0, 1, buf}}, {"capset", 126, nil},
+		{"setpriority", 141, []uintptr{0, 0, ^uintptr(19)}}, {"sched_setscheduler", 144, []uintptr{0, 1, priority}},
+		{"capset", 126, []uintptr{uintptr(unsafe.Pointer(&capHeader[0])), uintptr(unsafe.Pointer(&capAll[0]))}},
 		{"setuid root", 105, []uintptr{0}}, {"setgid root", 106, []uintptr{0}}, {"setgroups", 116, []uintptr{1, buf}}, {"setresuid root", 117, []uintptr{0, 0, 0}},
 		{"syncfs", 306, []uintptr{1}}, {"vhangup", 153, nil}, {"pidfd_getfd", 438, []uintptr{0, 0, 0}}, {"lookup_dcookie", 212, nil}, {"nfsservctl", 180, nil},
 		{"migrate_pages", 256, []uintptr{self, 1, buf, buf}}, {"move_pages", 279, []uintptr{1, 0, 0, 0, 0, 0}}, {"kcmp", 312, []uintptr{1, 1, 0, 0, 0}},
@@ -244,6 +249,24 @@ func foreign(event) any {
 
 // foreignCall makes one call of another table and prints what came of it.
 func foreignCall(how string) {
+	threads := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		threads <- syscall.Gettid()
+		tableCall(how)
+		os.Exit(0)
+	}()
+	// Killed is only the thread that made the call.
+	for tid := <-threads; ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+		if _, state, _ := strings.Cut(string(b), ") "); err != nil || strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X") {
+			fmt.Println("killed")
+			os.Exit(1)
+		}
+	}
+}
+
+func tableCall(how string) {
 	const x32 = 0x40000000
 	switch how {
 	case "int80 socket":
@@ -306,15 +329,23 @@ func listen(e event) any {
 
 // neighbours speaks to n addresses of the function's own network.
 func neighbours(e event) any {
-	c, err := net.ListenPacket("udp4", ":0")
-	if err != nil {
-		return errno(err)
-	}
-	defer c.Close()
+	var open []int
+	defer func() {
+		for _, fd := range open {
+			_ = syscall.Close(fd)
+		}
+	}()
 	failed := map[string]int{}
 	for i := range e.N {
-		to := &net.UDPAddr{IP: net.IPv4(10, 201, byte(100+i/250), byte(1+i%250)), Port: 9}
-		if _, err := c.WriteTo([]byte("x"), to); err != nil {
+		if i%100 == 0 { // what waits for an answer fills a socket's buffer
+			fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return map[string]int{errno(err): 1}
+			}
+			open = append(open, fd)
+		}
+		to := &syscall.SockaddrInet4{Port: 9, Addr: [4]byte{10, 201, byte(100 + i/250), byte(1 + i%250)}}
+		if err := syscall.Sendto(open[len(open)-1], []byte("x"), 0, to); err != nil {
 			failed[errno(err)]++
 		}
 	}
