@@ -115,7 +115,8 @@ uninstall: ## stop lfxd and remove what make install put in place; configuration
 	  if [ -d /run/systemd/system ]; then systemctl disable --now lfxd.socket lfxd-invoke.socket lfxd-tcp.socket lfxd.service 2>/dev/null || true; \
 	    systemctl stop lfx-buildkitd.service lfx-containerd.service 2>/dev/null || true; fi; \
 	  if [ -x $(PREFIX)/bin/lfxd ]; then $(PREFIX)/bin/lfxd down; fi; \
-	  if [ -d /run/systemd/system ]; then systemctl stop lfx-fn.slice lfx-build.slice lfx.slice 2>/dev/null || true; fi; \
+	  if [ -d /run/systemd/system ]; then systemctl stop lfx-fn.slice lfx-build.slice lfx.slice 2>/dev/null || true; \
+	    find /sys/fs/cgroup -depth -type d -path '*/lfx.slice*' -exec rmdir {} \; 2>/dev/null || true; fi; \
 	fi
 	@rm -rf $(addprefix $(DESTDIR),$(INSTALLED))
 	@if [ -z "$(DESTDIR)" ]; then \

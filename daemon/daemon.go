@@ -76,6 +76,7 @@ type Daemon struct {
 	logs        *logs.Store
 	engine      *engine.Engine // nil with an engine of the host's
 	lone        bool           // no unit runs our engine now: supervise it for a moment (see Down)
+	sweeping    bool           // only to remove leftovers
 	client      *containerd.Client
 	builder     *buildkit.Client
 	sessions    *buildkit.Sessions

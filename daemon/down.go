@@ -100,6 +100,7 @@ func (d *Daemon) sweep(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.close("network", d.network.Teardown) })
+	d.sweeping = true
 	if d.lone, err = d.engineIsDown(ctx); err != nil {
 		return err
 	}

@@ -32,7 +32,9 @@ func (d *Daemon) openEngine(ctx context.Context) (err error) {
 		return errors.New("--with-engine starts an engine of our own, but the configuration names one (engine.containerd_address, engine.buildkit_address): use one or the other")
 	}
 	if containerdAddress == "" {
-		if d.engine, err = engine.New(d.opts.engineConfig()); err != nil {
+		c := d.opts.engineConfig()
+		c.NoBuilder = d.sweeping
+		if d.engine, err = engine.New(c); err != nil {
 			return err
 		}
 		containerdAddress = d.engine.ContainerdAddress()

@@ -38,6 +38,10 @@ type Config struct {
 	BuildParallel int   // build steps at the same time; 4
 	BuildCache    int64 // bytes that the build cache may take; 20 GiB
 
+	// NoBuilder leaves buildkitd out of Start: to remove what is left in an engine, containerd is enough, and
+	// buildkitd would make its bridge.
+	NoBuilder bool
+
 	DNS []string // name servers of build containers; empty means the host's, as BuildKit reads them
 
 	StartTimeout time.Duration // for each child to answer; 60 s

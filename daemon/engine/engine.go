@@ -107,15 +107,20 @@ func (e *Engine) Start(ctx context.Context) (err error) {
 			err = errors.Join(err, e.stopChildren(stop))
 		}
 	}()
-	for _, c := range []*child{e.containerd, e.buildkitd} {
+	children := []*child{e.containerd, e.buildkitd}
+	if e.cfg.NoBuilder {
+		children = children[:1]
+	}
+	for _, c := range children {
 		if err := c.start(ctx); err != nil {
 			return err
 		}
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e.cancel = cancel
-	e.group.Go(func() { e.containerd.supervise(run) })
-	e.group.Go(func() { e.buildkitd.supervise(run) })
+	for _, c := range children {
+		e.group.Go(func() { c.supervise(run) })
+	}
 	e.group.Go(func() { e.rotateLogs(run) })
 	return nil
 }

@@ -56,7 +56,7 @@ func (i *Instance) create(ctx context.Context) (err error) {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	timer.lap(&i.phases.Snapshot)
-	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id), apparmor: i.m.o.AppArmorProfile}, i.m.host)
+	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id), scope: i.m.o.Cgroups.Driven(), apparmor: i.m.o.AppArmorProfile}, i.m.host)
 	if err := i.m.engine.createContainer(ctx, i.spec, oci); err != nil {
 		return fmt.Errorf("container: %w", err)
 	}
@@ -69,6 +69,11 @@ func (i *Instance) create(ctx context.Context) (err error) {
 	}
 	if err := i.hold(); err != nil {
 		return err
+	}
+	if i.m.o.Cgroups.Driven() {
+		if err := i.group.SetCPU(max(i.spec.Cores, 1)); err != nil { // see specInput.scope
+			return fmt.Errorf("CPU quota for init: %w", err)
+		}
 	}
 	timer.lap(&i.phases.Create)
 	if err := i.connect(ctx); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -36,7 +37,10 @@ type specInput struct {
 	dir         string // the instance's directory
 	initPath    string
 	cgroupsPath string
-	apparmor    string
+	// scope says that systemd owns the cgroup. At daemon-reload it writes what it was told at create over whatever was
+	// written since, so it must be told what is to stay.
+	scope    bool
+	apparmor string
 }
 
 // validate refuses what must never reach a runtime.
@@ -175,6 +179,9 @@ func resources(in specInput, h host) *specs.LinuxResources {
 	memory := hardMemory(in.Spec)
 	pids := int64(pidsLimit)
 	cores := max(in.Cores, 1) // init runs with a core at least; SetCores lowers it before the first event
+	if in.scope {
+		cores = in.Cores // create raises it for init
+	}
 	quota, period := int64(math.Round(cores*cpuPeriod)), uint64(cpuPeriod)
 	shares := uint64(max(2, math.Round(in.Cores*1024)))
 	r := &specs.LinuxResources{
@@ -190,6 +197,9 @@ func resources(in specInput, h host) *specs.LinuxResources {
 		r.Unified = map[string]string{"memory.oom.group": "1"}
 		if h.swapLimit {
 			r.Unified["memory.swap.max"] = "0"
+		}
+		if in.scope {
+			r.Unified["memory.high"] = strconv.FormatInt(int64(in.MemoryMB)*mib, 10) // cgroup.Watch's tripwire
 		}
 	}
 	return r

@@ -57,6 +57,22 @@ func TestOCISpecGolden(t *testing.T) {
 	}
 }
 
+// TestScopeSpec: systemd must be told at create what is to hold in the end.
+func TestScopeSpec(t *testing.T) {
+	in := goldenInput()
+	in.scope, in.cgroupsPath = true, "lfx-fn.slice:lfx:hello-1"
+	for _, version := range []int{1, 2} {
+		s := ociSpec(in, host{cgroupVersion: version})
+		r := s.Linux.Resources
+		if s.Linux.CgroupsPath != in.cgroupsPath || *r.CPU.Quota != 7236 {
+			t.Errorf("v%d: path %q, quota %d", version, s.Linux.CgroupsPath, *r.CPU.Quota)
+		}
+		if got, want := r.Unified["memory.high"], map[int]string{2: "134217728"}[version]; got != want {
+			t.Errorf("v%d: memory.high = %q, want %q", version, got, want)
+		}
+	}
+}
+
 func TestSeccomp(t *testing.T) {
 	p := ociSpec(goldenInput(), host{cgroupVersion: 1}).Linux.Seccomp
 	if p.DefaultAction != specs.ActErrno || len(p.Architectures) != 1 {
