@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	bkclient "github.com/moby/buildkit/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -206,6 +207,9 @@ func (j *job) inspect(ctx context.Context, p *part) error {
 		return err
 	}
 	p.image = domainImage(info)
+	if argv := (&function.Version{Image: p.image, Config: p.spec.Config}).Argv(); len(argv) == 0 || argv[0] == "" {
+		return fmt.Errorf("the image has neither an entrypoint nor a command: give it an ENTRYPOINT, or the function an entrypoint in lfx.yaml: %w", errdefs.ErrInvalidArgument)
+	}
 	if len(p.bases) > 0 {
 		p.image.BaseName = orDefault(p.bases[0].Replacement, p.bases[0].Name)
 		p.image.BaseDigest = p.bases[0].Digest.String()

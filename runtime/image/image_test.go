@@ -175,6 +175,8 @@ type spec struct {
 	layers     int
 	arch       string
 	labels     map[string]string
+	workdir    string // "/var/task" when empty
+	env        string
 	configType string
 	layerType  string
 	padding    int
@@ -193,6 +195,12 @@ func (l *layout) image(name string, s spec) ocispec.Descriptor {
 	config.Author = strings.Repeat("x", s.padding)
 	config.Config = ocispec.ImageConfig{
 		Entrypoint: []string{"/lambda-entrypoint.sh"}, Cmd: []string{"app.handler"}, Env: []string{"A=b"}, WorkingDir: "/var/task", Labels: s.labels,
+	}
+	if s.workdir != "" {
+		config.Config.WorkingDir = s.workdir
+	}
+	if s.env != "" {
+		config.Config.Env = append(config.Config.Env, s.env)
 	}
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Annotations: map[string]string{"kept": "yes"}}
 	for i := range max(s.layers, 0) {
@@ -296,6 +304,10 @@ func TestInspectRefuses(t *testing.T) {
 		"config-size":  {spec{padding: 5 << 20}, "larger than 4"},
 		"foreign":      {spec{layerType: images.MediaTypeDockerSchema2LayerForeignGzip}, "foreign"},
 		"label":        {spec{labels: map[string]string{"containerd.io/gc.root": "x"}}, "reserved"},
+		"workdir":      {spec{workdir: "/proc/self/fd/7"}, "below /proc"},
+		"workdir-dots": {spec{workdir: "/x/../sys"}, "below /sys"},
+		"relative":     {spec{workdir: "proc"}, "no absolute path"},
+		"environment":  {spec{env: "=x"}, "environment"},
 		"many-diffids": {spec{diffIDs: 1}, "lists 3 layers"},
 	} {
 		t.Run(name, func(t *testing.T) {

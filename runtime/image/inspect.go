@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -204,11 +205,41 @@ func (s *Store) checkConfig(ref string, config ocispec.Image, layers int) error 
 			return unsupported(ref, "Its config lists the layer %q.", d)
 		}
 	}
+	if err := checkProcess(ref, config.Config); err != nil {
+		return err
+	}
 	for key := range config.Config.Labels {
 		for _, prefix := range reservedLabels {
 			if strings.HasPrefix(key, prefix) {
 				return unsupported(ref, "Its label %q is reserved for the engine.", key)
 			}
+		}
+	}
+	return nil
+}
+
+// checkProcess judges what of the config the process is made from: what no instance could be started with is refused
+// now and not by every invocation.
+func checkProcess(ref string, config ocispec.ImageConfig) error {
+	if dir := config.WorkingDir; dir != "" {
+		if !path.IsAbs(dir) || strings.ContainsRune(dir, 0) {
+			return unsupported(ref, "Its working directory %q is no absolute path.", dir)
+		}
+		// Below these it can be a descriptor of the host (CVE-2024-21626).
+		for _, kernel := range []string{"/proc/", "/sys/", "/dev/"} {
+			if strings.HasPrefix(path.Clean(dir)+"/", kernel) {
+				return unsupported(ref, "Its working directory %q is below %s, which is the kernel's.", dir, strings.TrimSuffix(kernel, "/"))
+			}
+		}
+	}
+	for _, e := range config.Env {
+		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
+			return unsupported(ref, "Its environment has %q.", e)
+		}
+	}
+	for _, a := range slices.Concat(config.Entrypoint, config.Cmd) {
+		if strings.ContainsRune(a, 0) {
+			return unsupported(ref, "Its entrypoint or command has a NUL byte in %q.", a)
 		}
 	}
 	return nil
