@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 
+	"lfx.dev/lfxd/daemon/worker"
 	"lfx.dev/lfxd/runtime/instance"
 )
 
@@ -46,11 +47,15 @@ func (d *Daemon) builderRemedy() string {
 type creator struct{ d *Daemon }
 
 // Create implements worker.Creator.
-func (c creator) Create(ctx context.Context, s instance.Spec) (*instance.Instance, error) {
+func (c creator) Create(ctx context.Context, s instance.Spec) (worker.Instance, error) {
 	if err := c.d.awaitEngine(ctx); err != nil {
 		return nil, err
 	}
-	return c.d.instances.Create(ctx, s)
+	in, err := c.d.instances.Create(ctx, s)
+	if err != nil {
+		return nil, err // not a nil instance in an interface
+	}
+	return in, nil
 }
 
 // awaitEngine returns at once while the connection to containerd stands.

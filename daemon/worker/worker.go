@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -31,9 +32,23 @@ import (
 	"lfx.dev/lfxd/runtime/rapi"
 )
 
+// Instance is what a worker needs of an instance. Terms and errors are those of *instance.Instance.
+type Instance interface {
+	Address() netip.Addr
+	Phases() instance.Phases
+	Stdout() *os.File
+	Stderr() *os.File
+	SetCores(cores float64) error
+	PeakMemory() uint64
+	Exited() <-chan struct{}
+	Exit() instance.Exit
+	Kill() error
+	Destroy(ctx context.Context) error
+}
+
 // Creator makes instances.
 type Creator interface {
-	Create(ctx context.Context, spec instance.Spec) (*instance.Instance, error)
+	Create(ctx context.Context, spec instance.Spec) (Instance, error)
 }
 
 // Options are the settings of a Starter.
@@ -63,6 +78,7 @@ type Starter struct {
 var (
 	_ pool.Starter = (*Starter)(nil)
 	_ pool.Worker  = (*Worker)(nil)
+	_ Instance     = (*instance.Instance)(nil)
 )
 
 // NewStarter makes a Starter.
@@ -96,7 +112,7 @@ type Worker struct {
 	version *function.Version
 	origin  invocation.Binding // the release that started the instance
 	events  pool.Events
-	inst    *instance.Instance
+	inst    Instance
 	api     *rapi.Server
 	out     []*logs.Capture
 	id      string
