@@ -343,6 +343,14 @@ func testFlowsAreBounded(t *testing.T) {
 			t.Logf("%s: %d more are tracked", kind, n)
 		}
 	}
+	var said string
+	tell(t, "a", probeEvent{Do: "flows", Kind: "udp", N: 5000, MS: 53, Paths: []string{"10.201.0.1"}}, &said) // questions to DNS
+	if n := conntrack(t) - before; n > 4000 {
+		t.Errorf("after a flood of questions, %d more are tracked", n)
+	}
+	if got := dialFrom(t, "b", []string{"tcp:10.201.0.1:53"}); got["tcp:10.201.0.1:53"] != "open" {
+		t.Errorf("another function lost DNS: %v", got)
+	}
 	if err := answers(hostOf(places["internet"].there)+":80", "world"); err != nil {
 		t.Errorf("the host lost the internet: %v", err)
 	}

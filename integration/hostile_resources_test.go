@@ -122,13 +122,12 @@ func TestProcessesPastTheLimit(t *testing.T) {
 		}
 	})
 	t.Run("bomb", func(t *testing.T) {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			fails(t, "bomb", probeEvent{Do: "bomb"}, timedOut(3))
-		}()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { fails(t, "bomb", probeEvent{Do: "bomb"}, timedOut(3)) })
+		}
 		h.calm(t)
-		<-done
+		wg.Wait()
 	})
 	t.Run("every core busy", func(t *testing.T) {
 		var wg sync.WaitGroup

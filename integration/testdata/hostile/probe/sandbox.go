@@ -360,13 +360,13 @@ func flows(e event) any {
 			if err != nil {
 				return errno(err)
 			}
-			sa := &syscall.SockaddrInet4{Port: 1 + i%60000}
+			sa := &syscall.SockaddrInet4{Port: port(e, i)}
 			copy(sa.Addr[:], net.ParseIP(e.Paths[0]).To4())
 			_ = syscall.Connect(fd, sa)
 			_ = syscall.Close(fd)
 			continue
 		}
-		c, err := net.Dial("udp4", fmt.Sprintf("%s:%d", e.Paths[0], 1+i%60000))
+		c, err := net.Dial("udp4", net.JoinHostPort(e.Paths[0], fmt.Sprint(port(e, i))))
 		if err != nil {
 			return errno(err)
 		}
@@ -374,6 +374,14 @@ func flows(e event) any {
 		c.Close()
 	}
 	return "sent"
+}
+
+// port is the one that the event names in ms, or one after the other.
+func port(e event, i int) int {
+	if e.MS != 0 {
+		return e.MS
+	}
+	return 1 + i%60000
 }
 
 // links tries to change the interface's addresses.
