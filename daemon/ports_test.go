@@ -164,7 +164,7 @@ func TestWarmFailureNamesTheFunction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Warm(t.Context()); err == nil || err.Error() != "warm a version 1: no room" {
+	if err := c.Warm(t.Context()); err == nil || err.Error() != "function a, version 1, does not start: no room" {
 		t.Errorf("err = %v", err)
 	}
 	c.Abort()

@@ -204,7 +204,7 @@ func (r *Release) Warm(ctx context.Context) error {
 		}
 		g.Go(func() error {
 			if err := p.warm(ctx, least); err != nil {
-				return fmt.Errorf("warm %s version %d: %w", name, p.version.Number, err)
+				return fmt.Errorf("function %s, version %d, does not start: %w", name, p.version.Number, err)
 			}
 			return nil
 		})

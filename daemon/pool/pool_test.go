@@ -334,7 +334,7 @@ func TestWarmReportsTheFunctionsFailure(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = r.Warm(t.Context())
-		if err == nil || err.Error() != "warm f version 1: initialisation failed: no module named app" {
+		if err == nil || err.Error() != "function f, version 1, does not start: initialisation failed: no module named app" {
 			t.Errorf("err = %v", err)
 		}
 		r.Abort()

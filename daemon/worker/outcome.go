@@ -69,3 +69,16 @@ func exitText(e instance.Exit) string {
 }
 
 func signalText(s syscall.Signal) string { return s.String() }
+
+// initText is what a person reads of an init error that the runtime posted: its class and message, or
+// the body as it is when it has none.
+func initText(body []byte) string {
+	var e struct{ ErrorType, ErrorMessage string }
+	if json.Unmarshal(body, &e) != nil || e.ErrorMessage == "" {
+		return string(body)
+	}
+	if e.ErrorType == "" {
+		return e.ErrorMessage
+	}
+	return e.ErrorType + ": " + e.ErrorMessage
+}

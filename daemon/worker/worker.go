@@ -336,7 +336,7 @@ func (w *Worker) initOutcome(req pool.StartRequest, status logs.Status, posted *
 	switch {
 	case posted != nil:
 		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.Type},
-			fmt.Sprintf("%s: %s", posted.Type, posted.Body)
+			posted.Type + ": " + initText(posted.Body)
 	case status == logs.StatusTimeout:
 		return timedOut(id, w.version.Config.Timeout), fmt.Sprintf("the runtime did not ask for its first event within %s", time.Since(w.started).Round(time.Millisecond))
 	}
