@@ -88,9 +88,9 @@ call() {
 	echo
 }
 say "invoking them"
-call curl -sS -XPOST http://localhost:9000/2015-03-31/functions/function/invocations -d '{}'
-call curl -sS -XPOST http://localhost:9001/2015-03-31/functions/function/invocations -d '{"name":"steve2"}'
-call curl -sS -XPOST http://localhost:9002/2015-03-31/functions/function/invocations -d '{"name":"steve2"}'
+call curl -sS --fail-with-body -XPOST http://localhost:9000/2015-03-31/functions/function/invocations -d '{}'
+call curl -sS --fail-with-body -XPOST http://localhost:9001/2015-03-31/functions/function/invocations -d '{"name":"steve2"}'
+call curl -sS --fail-with-body -XPOST http://localhost:9002/2015-03-31/functions/function/invocations -d '{"name":"steve2"}'
 
 cat <<END
 

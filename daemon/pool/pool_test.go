@@ -311,6 +311,7 @@ func TestMinIsKeptWarmAndDeadOnesAreReplaced(t *testing.T) {
 		m := newTestManager(s)
 		defer closeManager(m)
 		r := activate(t, m, 1, version("f", 1, 2, 0))
+		synctest.Wait() // ready is a moment before idle
 		if got := r.Pool("f").Stats().Idle; got != 2 {
 			t.Fatalf("%d idle after warm, want 2", got)
 		}
