@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -222,9 +223,28 @@ func Parse(name string, data []byte) (*Config, error) {
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {
 		row, _ := decode.Position()
-		return nil, fmt.Errorf("%s:%d: %s", name, row, strings.TrimPrefix(decode.Error(), "toml: "))
+		return nil, fmt.Errorf("%s:%d: %s", name, row, decodeText(decode))
 	}
 	return nil, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "toml: "))
+}
+
+// wrongType is how the decoder words a value of the wrong type, in terms of our Go fields.
+var wrongType = regexp.MustCompile(`^cannot decode TOML (.+) into .* of type (\S+)$`)
+
+// decodeText words what the decoder found wrong for somebody who has not read our types.
+func decodeText(e *toml.DecodeError) string {
+	text := strings.TrimPrefix(e.Error(), "toml: ")
+	m := wrongType.FindStringSubmatch(text)
+	if m == nil || len(e.Key()) == 0 {
+		return text
+	}
+	want := map[string]string{
+		"string": "a string in quotes", "int": "a whole number", "bool": "true or false", "[]string": "a list of strings in quotes",
+	}[m[2]]
+	if want == "" {
+		want = "a value as docs/configuration.md shows it"
+	}
+	return fmt.Sprintf("%s must be %s and is of the TOML type %s", strings.Join(e.Key(), "."), want, m[1])
 }
 
 // ControlSocketPath returns the path of the control socket.

@@ -68,6 +68,9 @@ func TestParseErrorsNameTheLine(t *testing.T) {
 		"no duration":   {"[functions]\nidle_timeout = \"soon\"\n", `"soon" is not a duration`},
 		"bare number":   {"[functions]\nidle_timeout = 10\n", `"10" is not a duration`}, // go-toml gives no position here
 		"no size":       {"[build]\ncontext_limit = \"-1MiB\"\n", "is not a size"},
+		"no string":     {"\nstate_dir = 5\n", "f:2: state_dir must be a string in quotes"},
+		"no number":     {"[network]\nmtu = \"x\"\n", "f:2: network.mtu must be a whole number"},
+		"no list":       {"[listen]\nallowed_hosts = 1\n", "allowed_hosts"},
 		"level":         {"log_level = \"loud\"\n", "loud"},
 		"syntax":        {"a = = 1\n", "f:1:"},
 		"twice":         {"region = \"a\"\nregion = \"b\"\n", "f:"},
