@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/net/netutil"
 
 	"lfx.dev/lfxd/daemon/function"
@@ -268,6 +269,7 @@ func refuseAccess(w http.ResponseWriter) {
 }
 
 func refuse(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("X-Amzn-Requestid", uuid.NewString())
 	w.Header().Set("X-Amzn-Errortype", code)
 	writeJSON(w, status, map[string]string{"Type": "User", "Message": message})
 }

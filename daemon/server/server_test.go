@@ -90,6 +90,8 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 			w := start(t, tt.kind, func() *function.Key { return &function.Key{} })
 			if got := w.do("POST", invokePath, "{}", tt.headers...); got.status != tt.want {
 				t.Errorf("got %d %s", got.status, got.body)
+			} else if got.status == http.StatusForbidden && got.header.Get("X-Amzn-Requestid") == "" {
+				t.Error("the refusal has no request id")
 			}
 		})
 	}
