@@ -153,8 +153,8 @@ func TestHostileLayers(t *testing.T) {
 				if strings.Contains(text, "alive") {
 					t.Errorf("%s shows a file of the host", path)
 				}
-				if c.name == "devices" && path != "/null" && strings.HasPrefix(text, "data") {
-					t.Errorf("%s could be read: %.50q", path, text)
+				if c.name == "devices" && text != "EACCES" && text != "EPERM" && text != "ENOENT" {
+					t.Errorf("%s could be opened: %.50q", path, text)
 				}
 			}
 			t.Logf("%.300s", a.body)

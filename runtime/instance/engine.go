@@ -135,9 +135,11 @@ func (e *engine) prepare(ctx context.Context, s Spec, uid uint32) ([]mount.Mount
 		return nil, fmt.Errorf("image %s is not unpacked: deploy the function again: %w", s.Image, err)
 	}
 	for i, m := range mounts {
+		// A device in the image opens nothing (the runtime's own list of allowed ones has /dev/net/tun).
+		mounts[i].Options = append(m.Options, "nodev", "nosuid")
 		if m.Type == "overlay" {
 			// The upper directory is thrown away with the instance, so nothing waits for its data to reach the disk.
-			mounts[i].Options = append(m.Options, "volatile")
+			mounts[i].Options = append(mounts[i].Options, "volatile")
 		}
 	}
 	return mounts, err
