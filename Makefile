@@ -70,6 +70,7 @@ PREFIX  ?= /usr
 DESTDIR ?=
 ETC     ?= /etc
 ZSHDIR  ?= $(PREFIX)/share/zsh/site-functions
+BIN     ?= $(BUILD)/bin
 UNITS   := lfxd.service lfxd.socket lfxd-invoke.socket lfxd-tcp.socket lfx-containerd.service lfx-buildkitd.service lfx-fn.slice lfx-build.slice
 ENGINE  := containerd containerd-shim-runc-v2 ctr runc buildkitd buildctl bridge loopback host-local lfx-init
 INSTALLED = $(PREFIX)/bin/lfxd $(PREFIX)/bin/lfxctl $(PREFIX)/libexec/lfxd \
@@ -90,12 +91,12 @@ install: ## install lfxd, its engine and its units (PREFIX=/usr, DESTDIR=)
 # install-files copies what is built.
 .PHONY: install-files
 install-files:
-	@for f in $(addprefix $(BUILD)/engine/,$(ENGINE)) $(BUILD)/bin/lfxd $(BUILD)/bin/lfxctl; do \
+	@for f in $(addprefix $(BUILD)/engine/,$(ENGINE)) $(BIN)/lfxd $(BIN)/lfxctl; do \
 	  [ -x "$$f" ] || { echo "$$f is missing: run make engine build first" >&2; exit 1; }; done
 	@install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin libexec/lfxd lib/systemd/system lib/sysusers.d lib/tmpfiles.d lib/sysctl.d share/bash-completion/completions) \
 	  $(DESTDIR)$(ZSHDIR)
 	@install -d -m 750 $(DESTDIR)$(ETC)/lfxd
-	@install -m 755 $(BUILD)/bin/lfxd $(BUILD)/bin/lfxctl $(DESTDIR)$(PREFIX)/bin/
+	@install -m 755 $(BIN)/lfxd $(BIN)/lfxctl $(DESTDIR)$(PREFIX)/bin/
 	@install -m 755 $(addprefix $(BUILD)/engine/,$(ENGINE)) $(DESTDIR)$(PREFIX)/libexec/lfxd/
 	@for u in $(UNITS); do sed -e 's#/usr/bin/lfxd#$(PREFIX)/bin/lfxd#' -e 's#/usr/share/doc#$(PREFIX)/share/doc#' contrib/systemd/$$u >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$u && \
 	  chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$u || exit 1; done
@@ -106,8 +107,8 @@ install-files:
 	  if [ "$(PREFIX)" = /usr ]; then cat contrib/systemd/config.toml; \
 	  else sed 's#^\#libexec_dir = .*#libexec_dir = "$(PREFIX)/libexec/lfxd"#' contrib/systemd/config.toml; fi >$(DESTDIR)$(ETC)/lfxd/config.toml && \
 	  chmod 640 $(DESTDIR)$(ETC)/lfxd/config.toml; }
-	@$(BUILD)/bin/lfxctl completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lfxctl
-	@$(BUILD)/bin/lfxctl completion zsh >$(DESTDIR)$(ZSHDIR)/_lfxctl
+	@$(BIN)/lfxctl completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lfxctl
+	@$(BIN)/lfxctl completion zsh >$(DESTDIR)$(ZSHDIR)/_lfxctl
 
 .PHONY: uninstall
 uninstall: ## stop lfxd and remove what make install put in place; configuration and data stay

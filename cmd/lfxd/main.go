@@ -23,9 +23,11 @@ import (
 // version is set at link time.
 var version = "dev"
 
-// Exit codes beside 0 and 1.
+// Exit codes beside 0 and 1. A crash of Go's runtime is 2 as well, so a wrong configuration, which no
+// restart heals, has one of its own: lfxd.service tells them apart.
 const (
 	exitUsage  = 2
+	exitConfig = 78 // sysexits: EX_CONFIG
 	exitLocked = 75 // another lfxd has the state or the run directory (sysexits: EX_TEMPFAIL)
 )
 
@@ -36,6 +38,7 @@ func run(args []string) int {
 	root.SetArgs(args)
 	err := root.Execute()
 	var usage usageError
+	var wrong configError
 	switch {
 	case err == nil:
 		return 0
@@ -45,12 +48,21 @@ func run(args []string) int {
 	case errors.As(err, &usage):
 		fmt.Fprintln(os.Stderr, "lfxd:", err)
 		return exitUsage
+	case errors.As(err, &wrong):
+		fmt.Fprintln(os.Stderr, "lfxd:", err)
+		return exitConfig
 	}
 	fmt.Fprintln(os.Stderr, "lfxd:", err)
 	return 1
 }
 
-// usageError is a mistake on the command line or in the configuration.
+// configError is a mistake in the configuration.
+type configError struct{ error }
+
+// Unwrap returns the cause.
+func (e configError) Unwrap() error { return e.error }
+
+// usageError is a mistake on the command line.
 type usageError struct{ error }
 
 // Unwrap returns the cause.
@@ -107,7 +119,7 @@ func load(f flags) (*config.Config, error) {
 		c, err = config.Default(), nil
 	}
 	if err != nil {
-		return nil, usageError{err}
+		return nil, configError{err}
 	}
 	if f.logLevel != "" {
 		if err := c.LogLevel.UnmarshalText([]byte(f.logLevel)); err != nil {
@@ -115,7 +127,7 @@ func load(f flags) (*config.Config, error) {
 		}
 	}
 	if err := c.Validate(); err != nil {
-		return nil, usageError{err}
+		return nil, configError{err}
 	}
 	return c, nil
 }
