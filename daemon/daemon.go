@@ -264,6 +264,7 @@ func (d *Daemon) openInstances(ctx context.Context) (err error) {
 	}
 	d.onClose(func() {
 		d.close("instances", d.reconcile)
+		d.close("shims", d.instances.RemoveShims)
 		d.instances.Close() //nolint:errcheck // nothing is left to close
 		d.removeCgroups()
 	})
@@ -309,6 +310,7 @@ func (d *Daemon) liveIDs() []string {
 
 // openFunctions makes the pools and brings every active release back.
 func (d *Daemon) openFunctions(ctx context.Context) error {
+	d.shareShims(ctx)
 	d.images = image.New(d.client, "overlayfs", image.Options{Owner: d.store.View().Node()})
 	d.gateway = gateway.New(gateway.Options{
 		Resolver: resolverFunc(func(ctx context.Context, t gateway.Target) (invocation.Route, error) {
@@ -470,6 +472,14 @@ func (d *Daemon) reconcileNow() {
 		d.untidy.Store(true) // the engine is away: deploys may not have cleaned up either
 	} else if err == nil && d.untidy.Swap(false) {
 		d.tidy(ctx)
+	}
+	d.shareShims(ctx)
+}
+
+// shareShims keeps the shims standing that instances share. Without them an instance starts more slowly, in one of its own.
+func (d *Daemon) shareShims(ctx context.Context) {
+	if err := d.instances.ShareShims(ctx, min(max(runtime.NumCPU()/2, 2), 4)); err != nil && d.ctx.Err() == nil {
+		d.log.Warn("instances get shims of their own", "error", err)
 	}
 }
 

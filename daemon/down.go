@@ -124,7 +124,7 @@ func (d *Daemon) engineIsDown(ctx context.Context) (bool, error) {
 
 // removeRunDir removes the volatile directory; only what others put there stays.
 func (d *Daemon) removeRunDir() {
-	for _, name := range []string{"instances", "net", "engine", filepath.Join("runc", d.cfg.Namespace), "runc"} {
+	for _, name := range []string{"instances", "shims", "net", "engine", filepath.Join("runc", d.cfg.Namespace), "runc"} {
 		os.Remove(filepath.Join(d.cfg.RunDir, name)) //nolint:errcheck // not empty means that something is left, which was reported
 	}
 	for _, s := range []string{d.cfg.ControlSocketPath(), d.cfg.InvokeSocketPath()} {

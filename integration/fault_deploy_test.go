@@ -132,7 +132,7 @@ func (f *faultDaemon) settled(w world) error {
 	}
 	n := len(running)
 	counts := map[string]int{
-		"containers": len(w.Containers), "tasks": len(w.Tasks), "snapshots": len(w.Snapshots), "shims": len(w.Shims),
+		"containers": len(w.Containers), "tasks": len(w.Tasks), "snapshots": len(w.Snapshots),
 		"veths": len(w.Links), "addresses": len(w.Addresses), "instances": len(w.Instances), "runc states": len(w.RuncStates),
 	}
 	for what, got := range counts {

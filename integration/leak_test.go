@@ -18,9 +18,10 @@ import (
 // world is everything external that a test could leave behind while the daemon runs. Equality with
 // the baseline is exact.
 type world struct {
-	Containers, Tasks, Leases, Images []string
+	Containers, Tasks, Leases, Images []string // without the anchors of shared shims, which stand as long as lfxd runs
 	// Snapshots are only those of instances: BuildKit keeps its own as a cache.
-	Snapshots  []string
+	Snapshots []string
+	// Shims are those of one instance each; there are none unless the shared ones are missing.
 	Shims      []string
 	Links      []string
 	Addresses  []string
@@ -61,16 +62,24 @@ func (t *daemonUnderTest) look() (w world, err error) {
 			w.Snapshots = append(w.Snapshots, line)
 		}
 	}
-	w.Shims = processes("containerd-shim-runc-v2", t.run)
+	w.Shims = slices.DeleteFunc(processes("containerd-shim-runc-v2", t.run), func(line string) bool { return strings.Contains(line, "-id "+sharedShim) })
 	w.Addresses = files(filepath.Join(t.run, "net/ipam", t.bridge), "last_reserved_ip.0", "lock")
 	w.Attached = files(filepath.Join(t.run, "net/cni/attach"))
 	w.Instances = files(filepath.Join(t.run, "instances"))
-	w.RuncStates = files(filepath.Join(t.run, "engine/runc/lfx"))
-	w.Cgroups = cgroups(t.cgroup + "/fn")
+	w.RuncStates = withoutAnchors(files(filepath.Join(t.run, "engine/runc/lfx")))
+	w.Cgroups = withoutAnchors(cgroups(t.cgroup + "/fn"))
 	w.Links = veths()
 	w.Elements = firewallElements(t.table)
 	w.Mounts = len(mounts(t.run)) + len(mounts(t.state))
 	return w, nil
+}
+
+// sharedShim begins the ids of the shims that instances share.
+const sharedShim = "lfx-shim-"
+
+// withoutAnchors leaves out what belongs to the shared shims.
+func withoutAnchors(names []string) []string {
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(filepath.Base(name), sharedShim) })
 }
 
 // list runs ctr and returns its lines, sorted; header and digests-only lines are left out.
@@ -81,7 +90,7 @@ func (t *daemonUnderTest) list(args ...string) ([]string, error) {
 	}
 	var lines []string
 	for _, line := range strings.Split(out, "\n") {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "KEY") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "KEY") && !strings.HasPrefix(line, sharedShim) {
 			lines = append(lines, line)
 		}
 	}

@@ -43,6 +43,9 @@ func coldArms(o options, d *daemonUnderTest, res *results) error {
 		return err
 	}
 	for _, name := range []string{"cold-go", "cold-python", "cold-nodejs"} {
+		if !o.wantsFunction(name) {
+			continue
+		}
 		a, err := newColdArm(d, name)
 		if err == nil {
 			progress("cold, %s", name)

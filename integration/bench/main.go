@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ type options struct {
 	only   string // comma separated: warm, cold, memory; empty is all
 	hops   string // of the warm rounds, comma separated
 	counts string // of clients
+	cold   string // functions of the cold rounds, comma separated
 	favour bool   // run with a better priority than the rest of the machine
 	rounds int
 	slice  time.Duration // of one warm arm in one round
@@ -65,6 +67,7 @@ func parse() options {
 	flag.StringVar(&o.only, "only", "", "measure only these, comma separated: warm, cold, memory")
 	flag.StringVar(&o.hops, "hops", "tcp,unix", "warm: over which hops")
 	flag.StringVar(&o.counts, "clients", "1,8,32", "warm: with how many clients")
+	flag.StringVar(&o.cold, "functions", "go,python,nodejs", "cold: which functions")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved rounds")
 	flag.StringVar(&o.root, "root", ".", "the repository")
 	flag.StringVar(&o.bin, "bin", "", "folder of lfxd and lfxctl; default build/bin")
@@ -88,15 +91,11 @@ func parse() options {
 }
 
 func (o *options) wants(part string) bool {
-	if o.only == "" {
-		return true
-	}
-	for p := range strings.SplitSeq(o.only, ",") {
-		if p == part {
-			return true
-		}
-	}
-	return false
+	return o.only == "" || slices.Contains(strings.Split(o.only, ","), part)
+}
+
+func (o *options) wantsFunction(name string) bool {
+	return slices.Contains(strings.Split(o.cold, ","), strings.TrimPrefix(name, "cold-"))
 }
 
 // isolate runs this program again in a network namespace of its own.

@@ -57,15 +57,12 @@ func (i *Instance) create(ctx context.Context) (err error) {
 	}
 	timer.lap(&i.phases.Snapshot)
 	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id), scope: i.m.o.Cgroups.Driven(), apparmor: i.m.o.AppArmorProfile}, i.m.host)
-	if err := i.m.engine.createContainer(ctx, i.spec, oci); err != nil {
-		return fmt.Errorf("container: %w", err)
-	}
-	timer.lap(&i.phases.Container)
 	if i.pipes, err = openPipes(dir); err != nil {
 		return err
 	}
-	if i.pid, err = i.m.engine.createTask(ctx, i.id, rootfs); err != nil {
-		return fmt.Errorf("task: %w", err)
+	i.pid, err = i.m.engine.createIn(ctx, i.spec, oci, rootfs, func() { timer.lap(&i.phases.Container) })
+	if err != nil {
+		return err
 	}
 	if err := i.hold(); err != nil {
 		return err

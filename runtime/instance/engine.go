@@ -42,6 +42,8 @@ type engine struct {
 	namespace string
 	runtime   typeurl.Any
 	runtimeEr error
+	// shims have a lock of their own.
+	shims sharedShims
 
 	mu     sync.Mutex        // guards chains and remap
 	chains map[string]string // image target digest (or digest reference) → chain ID of its layers
@@ -169,7 +171,8 @@ func (e *engine) checkRemap(ctx context.Context) error {
 		snapshotter, errdefs.ErrFailedPrecondition)
 }
 
-func (e *engine) createContainer(ctx context.Context, s Spec, oci *specs.Spec) error {
+// createContainer records the container; shim names the sandbox whose shim its task will be in, "" for a shim of its own.
+func (e *engine) createContainer(ctx context.Context, s Spec, oci *specs.Spec, shim string) error {
 	if e.runtimeEr != nil {
 		return e.runtimeEr
 	}
@@ -184,10 +187,36 @@ func (e *engine) createContainer(ctx context.Context, s Spec, oci *specs.Spec) e
 	labels[Label] = s.ID
 	_, err = e.client.ContainerService().Create(ctx, containers.Container{
 		ID: s.ID, Labels: labels, Image: s.Image, Spec: spec, Snapshotter: snapshotter, SnapshotKey: s.ID,
-		Runtime: containers.RuntimeInfo{Name: runtimeName, Options: e.runtime},
-		// SandboxID: a sandbox of containerd's store whose shim would be used instead of a new one (later).
+		Runtime: containers.RuntimeInfo{Name: runtimeName, Options: e.runtime}, SandboxID: shim,
 	})
 	return err
+}
+
+// createIn creates container and task in a shared shim if one stands, else in a shim of its own; recorded is called between the
+// two. A shim that turns out to be gone is taken out of use.
+func (e *engine) createIn(ctx context.Context, s Spec, oci *specs.Spec, rootfs []mount.Mount, recorded func()) (pid int, err error) {
+	shim := e.shims.pick()
+	if err := e.createContainer(ctx, s, oci, shim); err != nil {
+		return 0, fmt.Errorf("container: %w", err)
+	}
+	recorded()
+	if pid, err = e.createTask(ctx, s.ID, rootfs); err == nil {
+		return pid, nil
+	}
+	if shim == "" || ctx.Err() != nil || e.anchorStands(ctx, shim) {
+		return 0, fmt.Errorf("task: %w", err)
+	}
+	e.shims.drop(shim)
+	if err := e.client.ContainerService().Delete(ctx, s.ID); err != nil {
+		return 0, fmt.Errorf("container: %w", err)
+	}
+	if err := e.createContainer(ctx, s, oci, ""); err != nil {
+		return 0, fmt.Errorf("container: %w", err)
+	}
+	if pid, err = e.createTask(ctx, s.ID, rootfs); err != nil {
+		return 0, fmt.Errorf("task: %w", err)
+	}
+	return pid, nil
 }
 
 // createTask starts the shim and the parked init, and returns the init's pid. Standard I/O is /dev/null: logs go through our FIFOs.

@@ -201,7 +201,7 @@ func (m *Manager) find(ctx context.Context) (map[string]record, error) {
 	}
 	var cgroups []string
 	for _, name := range names {
-		if id, ok := m.o.Cgroups.ID(name); ok {
+		if id, ok := m.o.Cgroups.ID(name); ok && !strings.HasPrefix(id, shimPrefix) {
 			cgroups = append(cgroups, id)
 		}
 	}
