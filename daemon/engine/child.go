@@ -58,6 +58,7 @@ type child struct {
 	timeout time.Duration
 	probe   func(context.Context) error // nil when it answers
 	ready   func() error                // once after each start, when it answers
+	before  func(context.Context)       // before each start; nil for nothing
 	logger  *slog.Logger
 
 	backoff time.Duration // used by supervise alone
@@ -145,6 +146,9 @@ func (c *child) adopt(ctx context.Context) bool {
 func (c *child) launch(ctx context.Context) (err error) {
 	if err := endCommands(ctx, filepath.Base(c.bin), c.config, stopGrace); err != nil {
 		return fmt.Errorf("end the earlier %s: %w", c.name, err)
+	}
+	if c.before != nil {
+		c.before(ctx)
 	}
 	log, err := openLog(c.log)
 	if err != nil {

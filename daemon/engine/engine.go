@@ -23,6 +23,8 @@ type Engine struct {
 	containerd *child
 	buildkitd  *child
 
+	containerdRun string // the constant of that name, but in tests
+
 	cancel context.CancelFunc // ends the goroutines; nil when none run
 	group  sync.WaitGroup     // of the goroutines that Start makes
 }
@@ -39,7 +41,7 @@ func New(cfg Config) (*Engine, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg}
+	e := &Engine{cfg: cfg, containerdRun: containerdRun}
 	e.containerd = e.newChild("containerd", func(ctx context.Context) error {
 		_, err := e.containerdVersion(ctx)
 		return err
@@ -57,6 +59,11 @@ func New(cfg Config) (*Engine, error) {
 		}
 		return os.Chmod(cfg.socket("buildkitd"), 0o600)
 	})
+	e.buildkitd.before = func(ctx context.Context) {
+		if err := e.sweepBuilds(ctx); err != nil {
+			cfg.Log.Warn("what interrupted builds left is not all removed", "error", err)
+		}
+	}
 	return e, nil
 }
 
@@ -156,6 +163,9 @@ func (e *Engine) prepare(ctx context.Context) error {
 		return err
 	}
 	if err := CheckFloors(v); err != nil {
+		return err
+	}
+	if err := e.recordHost(); err != nil {
 		return err
 	}
 	return limitBuilds(&e.cfg)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -211,7 +212,7 @@ func (id identity) write(path string) error {
 }
 
 // commandsWith lists the processes whose first argument is the program called name and that have
-// arg among the others. A process that ends meanwhile is no error. One in another PID namespace belongs to the lfxd of a
+// arg, unless it is empty, among the others. A process that ends meanwhile is no error. One in another PID namespace belongs to the lfxd of a
 // system container, whose paths may be the same as ours, and is left alone.
 func commandsWith(name, arg string) []int {
 	var pids []int
@@ -229,11 +230,8 @@ func commandsWith(name, arg string) []int {
 		if filepath.Base(args[0]) != name || !inOurPIDNamespace(pid) {
 			continue
 		}
-		for _, a := range args[1:] {
-			if a == arg {
-				pids = append(pids, pid)
-				break
-			}
+		if arg == "" || slices.Contains(args[1:], arg) {
+			pids = append(pids, pid)
 		}
 	}
 	return pids

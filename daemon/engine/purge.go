@@ -28,6 +28,7 @@ func (e *Engine) Purge(ctx context.Context) error {
 		e.unmountAll(),
 		deleteBridge(e.cfg.BuildBridge),
 		removeBuildCgroups(&e.cfg),
+		e.removeFIFOs(),
 	)
 	if err := errors.Join(errs...); err != nil {
 		// What is still mounted or running below RunDir would be lost from sight, or worse, emptied.

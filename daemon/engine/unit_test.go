@@ -310,3 +310,45 @@ func TestIncompleteEngineIsNamed(t *testing.T) {
 		t.Errorf("checkBinaries = %v", err)
 	}
 }
+
+func TestRemembersWhetherTheHostHadAContainerd(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		have []string
+		want bool
+	}{
+		{"nothing", nil, false},
+		{"our own leftovers", []string{"fifo/123/stdout"}, false},
+		{"a containerd's state", []string{"fifo/123/stdout", "containerd.sock"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			cfg := goodConfig()
+			cfg.RunDir = filepath.Join(dir, "engine")
+			e := &Engine{cfg: cfg, containerdRun: filepath.Join(dir, "containerd")}
+			for _, name := range append(c.have, "../engine/there") {
+				path := filepath.Join(e.containerdRun, name)
+				if err := os.MkdirAll(path, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.have == nil {
+				os.Remove(e.containerdRun) //nolint:errcheck // it was made for "..", if at all
+			}
+			if err := e.recordHost(); err != nil {
+				t.Fatal(err)
+			}
+			var got hostBefore
+			data, err := os.ReadFile(e.hostFile())
+			if err != nil || json.Unmarshal(data, &got) != nil || got.ContainerdRun != c.want {
+				t.Errorf("recorded %s (%v), want %v", data, err, c.want)
+			}
+			if err := removeFIFOs(e.containerdRun); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Lstat(e.containerdRun); (err == nil) != c.want {
+				t.Errorf("%s afterwards: %v", e.containerdRun, err)
+			}
+		})
+	}
+}
