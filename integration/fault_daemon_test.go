@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,7 +62,7 @@ func newFaultDaemon(t *testing.T, c faultConfig) *faultDaemon {
 func prepareFaultDaemon(t *testing.T, c faultConfig) *faultDaemon {
 	t.Helper()
 	id := fmt.Sprintf("%s%d", c.name, os.Getpid())
-	f := &faultDaemon{t: t, acked: map[string]string{}, before: observeHost(), daemonUnderTest: &daemonUnderTest{
+	f := &faultDaemon{t: t, acked: map[string]string{}, before: hostWithoutVeths(), daemonUnderTest: &daemonUnderTest{
 		root: d.root, state: "/var/lib/lfxd-" + id, run: "/run/" + id, cgroup: "/" + id,
 		bridge: c.name + "0", table: c.name,
 	}}
@@ -165,7 +166,7 @@ func (f *faultDaemon) takeDown() {
 	}
 	_, err := output(f.binary("lfxd"), "down", "--with-engine", "--config", f.config)
 	if err == nil {
-		err = poll(30*time.Second, func() error { return f.before.diff(observeHost(), f.daemonUnderTest) })
+		err = poll(30*time.Second, func() error { return f.before.diff(hostWithoutVeths(), f.daemonUnderTest) })
 	}
 	if err != nil {
 		f.t.Errorf("after the last fault: %v", err)
@@ -183,6 +184,14 @@ func (f *faultDaemon) takeDown() {
 			f.t.Error(err)
 		}
 	}
+}
+
+// hostWithoutVeths leaves out interfaces that come and go with the shared daemon's builds and instances; a bridge
+// that is gone has taken its own with it.
+func hostWithoutVeths() hostState {
+	h := observeHost()
+	h.links = slices.DeleteFunc(h.links, func(n string) bool { return strings.HasPrefix(n, "veth") })
+	return h
 }
 
 // points sets the control file of the failpoints; empty clears it.

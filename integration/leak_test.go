@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -185,6 +186,22 @@ func processes(program, dir string) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// pidsOf lists the processes of that program whose command line mentions dir.
+func pidsOf(program, dir string) (pids []int) {
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline") // a fixed pattern
+	for _, e := range entries {
+		data, err := os.ReadFile(e)
+		args := strings.Split(string(data), "\x00")
+		if err != nil || filepath.Base(args[0]) != program || !strings.Contains(string(data), dir) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // files lists the names in a folder.
