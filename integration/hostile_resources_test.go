@@ -210,7 +210,7 @@ func TestFilesFillUp(t *testing.T) {
 	t.Run("elsewhere", func(t *testing.T) {
 		places := []string{
 			"/", "/etc", "/etc/passwd", "/etc/hosts", "/etc/resolv.conf", "/var", "/var/task", "/var/runtime", "/usr/bin", "/home", "/root", "/opt", "/run", "/run/secrets", "/boot", "/lib", "/dev", "/dev/pts",
-			"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/vm/drop_caches", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/proc/self/loginuid", "/proc/1/mem", "/proc/1/oom_score_adj",
+			"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/vm/drop_caches", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/proc/1/mem", "/proc/1/oom_score_adj",
 			"/proc/1/exe", "/sys/kernel/uevent_helper", "/sys/fs/cgroup", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/memory/release_agent", "/sys/power/state", "/probe", "/suid",
 		}
 		var got map[string]string

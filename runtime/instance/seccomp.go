@@ -25,15 +25,18 @@ var deniedSyscalls = []string{
 // NETLINK_ROUTE (interfaces and addresses, which getifaddrs reads).
 var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 
+// conditional are the system calls that seccompProfile allows with certain arguments only.
+var conditional = []string{"socket", "socketpair", "mmap", "memfd_create"}
+
 // seccompProfile derives a function's profile from containerd's default. It is the same for every instance.
 func seccompProfile(s *specs.Spec) *specs.LinuxSeccomp {
 	p := seccomp.DefaultProfile(s)
 	// Native calls only: the 32-bit socketcall would get around the socket rules below.
 	p.Architectures = []specs.Arch{nativeArch()}
-	rules := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+2)
+	rules := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+len(conditional))
 	for _, r := range p.Syscalls {
 		r.Names = slices.DeleteFunc(slices.Clone(r.Names), func(name string) bool {
-			if name == "socket" || name == "socketpair" {
+			if slices.Contains(conditional, name) {
 				return true
 			}
 			return r.Action == specs.ActAllow && slices.Contains(deniedSyscalls, name)
@@ -47,14 +50,23 @@ func seccompProfile(s *specs.Spec) *specs.LinuxSeccomp {
 	}
 	p.Syscalls = append(rules, allowSocket(argEquals(0, unix.AF_NETLINK), argEquals(2, unix.NETLINK_ROUTE)),
 		// Of any other family socketpair gets as far as the kernel's search for a module, and of TIPC it works.
-		specs.LinuxSyscall{Names: []string{"socketpair"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{argEquals(0, unix.AF_UNIX)}})
+		allow("socketpair", argEquals(0, unix.AF_UNIX)),
+		// Huge pages come out of the host's reserve and count against no memory limit.
+		allow("mmap", argLacks(3, unix.MAP_HUGETLB)), allow("memfd_create", argLacks(1, unix.MFD_HUGETLB)))
 	return p
 }
 
 // allowSocket allows socket(2) when all conditions hold. They must be about different arguments:
 // libseccomp joins conditions on the same one by "or".
-func allowSocket(args ...specs.LinuxSeccompArg) specs.LinuxSyscall {
-	return specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActAllow, Args: args}
+func allowSocket(args ...specs.LinuxSeccompArg) specs.LinuxSyscall { return allow("socket", args...) }
+
+func allow(name string, args ...specs.LinuxSeccompArg) specs.LinuxSyscall {
+	return specs.LinuxSyscall{Names: []string{name}, Action: specs.ActAllow, Args: args}
+}
+
+// argLacks is true when a flag is not set.
+func argLacks(index uint, flag uint64) specs.LinuxSeccompArg {
+	return specs.LinuxSeccompArg{Index: index, Value: flag, Op: specs.OpMaskedEqual}
 }
 
 func argEquals(index uint, value uint64) specs.LinuxSeccompArg {

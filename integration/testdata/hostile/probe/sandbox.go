@@ -169,6 +169,7 @@ func calls(event) any {
 		{"syncfs", 306, []uintptr{1}}, {"vhangup", 153, nil}, {"pidfd_getfd", 438, []uintptr{0, 0, 0}}, {"lookup_dcookie", 212, nil}, {"nfsservctl", 180, nil},
 		{"migrate_pages", 256, []uintptr{self, 1, buf, buf}}, {"move_pages", 279, []uintptr{1, 0, 0, 0, 0, 0}}, {"kcmp", 312, []uintptr{1, 1, 0, 0, 0}},
 		{"memfd_secret", 447, []uintptr{0}},
+		{"huge pages", 9, []uintptr{0, 2 << 20, 3, 0x22 | 0x40000, ^uintptr(0), 0}}, {"huge memfd", 319, []uintptr{str("x"), 4}}, {"huge shm", 29, []uintptr{0, 2 << 20, 0o5600}},
 	}
 	out := map[string]string{}
 	for _, c := range list {
