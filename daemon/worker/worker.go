@@ -123,12 +123,11 @@ type Worker struct {
 	begun  time.Time // when that invocation began
 
 	// gate is held from the start of an invocation until its answer is known.
-	gate     sync.Mutex
-	cur      atomic.Pointer[run]
-	count    int         // invocations so far; guarded by gate
-	overdue  *time.Timer // of the invocation that was answered last; guarded by gate
-	dieOnce  sync.Once
-	serveErr chan error
+	gate    sync.Mutex
+	cur     atomic.Pointer[run]
+	count   int         // invocations so far; guarded by gate
+	overdue *time.Timer // of the invocation that was answered last; guarded by gate
+	dieOnce sync.Once
 }
 
 // run is one invocation in progress. All but done is written before it is published, or under gate.
@@ -153,7 +152,7 @@ func newID() string {
 
 // Start implements pool.Starter.
 func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker, error) {
-	w := &Worker{s: s, version: req.Version, origin: req.Binding, events: req.Events, id: newID(), serveErr: make(chan error, 1)}
+	w := &Worker{s: s, version: req.Version, origin: req.Binding, events: req.Events, id: newID()}
 	if req.Phase == pool.PhaseInvoke {
 		w.inside, w.begun = req.For, time.Now()
 		w.cur.Store(&run{req: req.For, start: w.begun}) // init output belongs to the request
@@ -172,6 +171,7 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 		w.destroy()
 		return nil, err
 	}
+	w.drain() // what init has printed does not belong to the first invocation
 	w.cur.Store(nil)
 	s.group.Go(w.watch)
 	return w, nil
@@ -220,13 +220,18 @@ func (w *Worker) spec() instance.Spec {
 // listen serves the Runtime API, and the Lambda API as this instance sees it, on the listener inside
 // the instance's network namespace. Called before the instance starts.
 func (w *Worker) listen(l net.Listener) error {
-	w.api = rapi.New(rapi.Options{
+	srv := rapi.New(rapi.Options{
 		Listener: l,
 		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.binding),
 		Log:      w.s.opts.Log.With("instance", w.id),
 		OnIdle:   w.onIdle,
 	})
-	w.s.group.Go(func() { w.serveErr <- w.api.Serve() })
+	w.api = srv
+	w.s.group.Go(func() { // ends with closeAPI
+		if err := srv.Serve(); err != nil {
+			w.s.opts.Log.Error("the Runtime API ended", "instance", w.id, "error", err)
+		}
+	})
 	return nil
 }
 
