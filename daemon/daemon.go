@@ -70,7 +70,8 @@ type Daemon struct {
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelCauseFunc
 	group  sync.WaitGroup
-	undo   []func() // what Close does, last first
+	undo   []func()        // what Close does, last first
+	drain  context.Context // of Close: until it ends requests may finish
 
 	store       *store.Store
 	logs        *logs.Store
@@ -141,6 +142,9 @@ func (d *Daemon) onClose(f func()) { d.undo = append(d.undo, f) }
 // back what was taken from it. It waits for everything.
 func (d *Daemon) Close() {
 	d.cancel(errors.New("the daemon is shutting down"))
+	var stop context.CancelFunc
+	d.drain, stop = context.WithTimeout(context.Background(), drainTimeout)
+	defer stop()
 	d.group.Wait() // its loops must not look at parts that are being closed
 	for i := len(d.undo) - 1; i >= 0; i-- {
 		d.undo[i]()
@@ -335,9 +339,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Log: d.log,
 	})
 	d.onClose(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		defer cancel()
-		d.pools.Close(ctx)
+		d.pools.Close(d.drain)
 		d.starter.Wait()
 	})
 	if err := d.openServer(); err != nil {
@@ -381,9 +383,7 @@ func (d *Daemon) openServer() (err error) {
 		AllowedHosts: d.cfg.Listen.AllowedHosts, Log: d.log,
 	})
 	d.onClose(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		defer cancel()
-		d.server.Shutdown(ctx)
+		d.server.Shutdown(d.drain)
 	})
 	d.releaser = newReleaser(d.pools, newPorts(d.cfg.Listen.FunctionPortAddress, d.server))
 	return nil
