@@ -321,8 +321,13 @@ func readUint(dir, file string) (uint64, error) {
 // Peak reads the watermark in bytes from what OpenPeak returned, by one system call.
 func Peak(f *os.File) (uint64, error) {
 	var buf [24]byte
-	n, err := f.ReadAt(buf[:], 0)
-	if n == 0 {
+	n := 0
+	c, err := f.SyscallConn()
+	if err == nil { // ReadAt would ask a second time for the rest
+		cerr := c.Control(func(fd uintptr) { n, err = unix.Pread(int(fd), buf[:], 0) })
+		err = errors.Join(err, cerr)
+	}
+	if err != nil {
 		return 0, gone(err)
 	}
 	var v uint64
