@@ -57,7 +57,7 @@ unit: ## unit tests with the race detector
 
 .PHONY: integration
 integration: ## black-box tests with the real engine (as root)
-	go test -tags integration -count=1 -timeout 40m ./integration/...
+	go test -tags integration -p 1 -count=1 -timeout 40m ./integration/...
 
 .PHONY: test-v2
 test-v2: engine build images examples ## core integration tests on cgroup v2, in an emulated machine (15 min and more)
@@ -145,3 +145,12 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 	    echo "== $$p $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
 	  done; \
 	done
+
+# bench: BENCHTIME=short measures for less than two minutes; BENCHFLAGS=-json prints JSON, see docs/performance.md.
+BENCHTIME ?= full
+BENCHFLAGS ?=
+.PHONY: bench
+bench: engine build images examples ## measure lfxd against an echo, runc and the bare process (as root)
+	@mkdir -p $(BUILD)/bench
+	@go build -o $(BUILD)/bench/bench ./integration/bench
+	@$(BUILD)/bench/bench -root $(CURDIR) $(if $(filter short,$(BENCHTIME)),-short) $(BENCHFLAGS)
