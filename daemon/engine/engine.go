@@ -69,8 +69,12 @@ func New(cfg Config) (*Engine, error) {
 
 func (e *Engine) newChild(name string, probe func(context.Context) error, ready func() error) *child {
 	c := &e.cfg
+	env := childEnv(c)
+	if name == "buildkitd" { // idle almost always; containerd's environment is that of shims and runc too
+		env = append(env, "GOGC=50")
+	}
 	return &child{
-		name: name, bin: filepath.Join(c.BinDir, name), config: c.etc(name + ".toml"), env: childEnv(c),
+		name: name, bin: filepath.Join(c.BinDir, name), config: c.etc(name + ".toml"), env: env,
 		log: c.logFile(name), record: c.record(name), maxLog: c.MaxLogSize, timeout: c.StartTimeout,
 		probe: probe, ready: ready, logger: c.Log, state: ChildState{Phase: Stopped},
 	}
