@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -19,6 +20,9 @@ import (
 
 // statusInterval is how often systemd is told how lfxd is when no watchdog asks more often.
 const statusInterval = 10 * time.Second
+
+// lookInterval is how often lfxd looks whether a containerd that was away listens again.
+const lookInterval = 200 * time.Millisecond
 
 // partTimeout bounds the question to containerd: its silence is its own fault and no reason to be restarted.
 const partTimeout = 3 * time.Second
@@ -126,10 +130,30 @@ func (d *Daemon) followEngine() {
 			}
 			lost = true
 		}
-		if !conn.WaitForStateChange(d.ctx, state) {
+		d.awaitChange(conn, state)
+		state = conn.GetState()
+	}
+}
+
+// awaitChange returns when the state of the connection is another one or Close begins. gRPC tries again at growing
+// intervals, up to seconds, and answers every call with the old failure until then: as soon as somebody
+// listens again it is told to try at once.
+func (d *Daemon) awaitChange(conn *grpc.ClientConn, state connectivity.State) {
+	if state != connectivity.TransientFailure {
+		conn.WaitForStateChange(d.ctx, state)
+		return
+	}
+	for d.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(d.ctx, lookInterval)
+		changed := conn.WaitForStateChange(ctx, state)
+		cancel()
+		if changed {
 			return
 		}
-		state = conn.GetState()
+		if c, err := net.DialTimeout("unix", strings.TrimPrefix(conn.Target(), "unix://"), lookInterval); err == nil {
+			c.Close() //nolint:errcheck // nothing was said
+			conn.ResetConnectBackoff()
+		}
 	}
 }
 

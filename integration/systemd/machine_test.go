@@ -259,7 +259,7 @@ func (m *machine) remove() {
 func (m *machine) showLogs() {
 	for _, args := range [][]string{
 		{"systemctl", "--no-pager", "--failed"},
-		{"journalctl", "--no-pager", "-b", "-n", "60", "-o", "short-precise", "-u", "lfxd", "-u", "init.scope"},
+		{"journalctl", "--no-pager", "-b", "-n", "150", "-o", "short-precise", "-t", "lfxd", "-t", "systemd", "--grep", "^(?!.*(mount: Deact|left-over|unclean term))"},
 		{"journalctl", "--no-pager", "-b", "-n", "20", "-o", "short-precise", "-p", "warning", "-u", "lfx-containerd", "-u", "lfx-buildkitd"},
 	} {
 		if out, err := m.try(args...); err == nil {

@@ -102,6 +102,7 @@ func (m *machine) install(deb string) {
 		m.t.Fatal(err)
 	}
 	m.run("lfxd", "check")
+	m.run("systemctl", "start", "lfx-buildkitd") // wait for it: BuildKit calls an early SIGTERM a failure
 	m.run("systemctl", "restart", "lfxd")
 	for _, name := range []string{"provided", "python", "nodejs"} {
 		m.run("/usr/libexec/lfxd/ctr", "--address", "/run/lfxd/engine/sock/containerd.sock", "--namespace", "lfx", "images", "import", "--local", "/srv/images/"+name+".tar")
@@ -344,6 +345,7 @@ func (m *machine) testContainerdDown() {
 	if now := m.property("lfxd", "MainPID"); now != pid {
 		m.t.Errorf("lfxd was restarted: %s became %s", pid, now)
 	}
+	m.poll("lfxd to be whole again", 30*time.Second, func() error { _, err := m.try("lfxctl", "doctor"); return err })
 	m.deployChange("after containerd was restarted")
 }
 
