@@ -14,7 +14,7 @@ import (
 func engineCommand(f *flags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "engine", Short: "Run one part of lfxd's own engine (for its systemd units)",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do: exec, ready or wanted, and with which part")}
 		},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -36,24 +37,34 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	root := rootCommand()
 	root.SetArgs(args)
-	err := root.Execute()
+	return report(os.Stderr, root.Execute())
+}
+
+// report says what went wrong, if anything did, and returns the exit code.
+func report(w io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(w, "lfxd:", err) //nolint:errcheck // nothing is left to say it to
 	var usage usageError
 	var wrong configError
 	switch {
-	case err == nil:
-		return 0
 	case errors.Is(err, store.ErrLocked), errors.Is(err, daemon.ErrInUse):
-		fmt.Fprintln(os.Stderr, "lfxd:", err)
 		return exitLocked
 	case errors.As(err, &usage):
-		fmt.Fprintln(os.Stderr, "lfxd:", err)
 		return exitUsage
 	case errors.As(err, &wrong):
-		fmt.Fprintln(os.Stderr, "lfxd:", err)
 		return exitConfig
 	}
-	fmt.Fprintln(os.Stderr, "lfxd:", err)
 	return 1
+}
+
+// noArgs is cobra.NoArgs as a mistake on the command line.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // configError is a mistake in the configuration.
@@ -83,7 +94,7 @@ func rootCommand() *cobra.Command {
 		Example: "  lfxd --with-engine                  # containerd and BuildKit of its own, as children\n" +
 			"  lfxd --config /etc/lfxd/config.toml # a containerd and BuildKit that run already\n" +
 			"  lfxd down                           # stop it and give everything back",
-		Version: version, SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+		Version: version, SilenceErrors: true, SilenceUsage: true, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), f) },
 	}
 	root.PersistentFlags().StringVarP(&f.config, "config", "c", "", "configuration file (default "+config.Path+" if it exists)")
@@ -92,15 +103,15 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		&cobra.Command{
-			Use: "serve", Short: "Run the daemon (the same as no command)", Args: cobra.NoArgs,
+			Use: "serve", Short: "Run the daemon (the same as no command)", Args: noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), f) },
 		},
 		&cobra.Command{
-			Use: "down", Short: "Stop the daemon of this configuration and remove everything it left on the host", Args: cobra.NoArgs,
+			Use: "down", Short: "Stop the daemon of this configuration and remove everything it left on the host", Args: noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return down(cmd.Context(), f) },
 		},
 		&cobra.Command{
-			Use: "check", Short: "Check the configuration and say nothing if it is right", Args: cobra.NoArgs,
+			Use: "check", Short: "Check the configuration and say nothing if it is right", Args: noArgs,
 			RunE: func(*cobra.Command, []string) error { _, err := load(f); return err },
 		},
 		engineCommand(&f),
