@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -178,8 +179,10 @@ func TestRandomLives(t *testing.T) {
 
 func live(t *testing.T, seed uint64) {
 	mod := &model{t: t, rand: rand.New(rand.NewPCG(seed, 1)), alive: map[function.Key]int{}}
-	m := newTestManager(mod)
-	m.opts.QueueLimit, m.opts.QueueTimeout, m.opts.IdleTimeout = 8, 2*time.Second, 5*time.Second
+	m := NewManager(Options{
+		Starter: mod, DefaultMax: func(*function.Version) int { return modelMax }, QueueLimit: 8, QueueTimeout: 2 * time.Second,
+		IdleTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler),
+	})
 	names := []string{"a", "b", "c"}
 	var (
 		calls, answers atomic.Int64
