@@ -29,14 +29,17 @@ const (
 	// that it costs neither much CPU here nor hangs the writer.
 	floodStep  = 1 << 20
 	floodPause = 4 * time.Millisecond
+	// lineCost is what a line weighs beside its bytes: to store many short lines is more work than to store as many
+	// bytes in long ones.
+	lineCost = 128
 )
 
 // CaptureOptions bounds one stream. Zero values mean the defaults.
 type CaptureOptions struct {
 	// LineLimit is the longest line in bytes; a longer one is emitted in pieces.
 	LineLimit int
-	// Rate (bytes per second) and Burst (bytes) bound what is emitted. What comes faster is read and
-	// dropped.
+	// Rate (bytes per second) and Burst (bytes) bound what is emitted, a line costing lineCost more than its bytes. What
+	// comes faster is read and dropped.
 	Rate, Burst int
 	// Dropped is told how many bytes and lines (at least 1) were dropped, once the stream is within its rate
 	// again, and at every Drain. Called like emit.
@@ -178,13 +181,16 @@ func (c *Capture) takeLocked(p []byte) {
 	now := c.now()
 	c.tokens = min(float64(c.opts.Burst), c.tokens+now.Sub(c.filled).Seconds()*float64(c.opts.Rate))
 	c.filled = now
-	if c.tokens < float64(len(p)) {
-		c.lines += int64(bytes.Count(p, []byte{'\n'}))
+	lines := bytes.Count(p, []byte{'\n'})
+	cost := float64(len(p) + lines*lineCost)
+	// More than a burst can never be saved up for: a full bucket is enough.
+	if c.tokens < min(cost, float64(c.opts.Burst)) {
+		c.lines += int64(lines)
 		c.bytes += int64(len(p))
 		c.burst += len(p)
 		return
 	}
-	c.tokens -= float64(len(p))
+	c.tokens -= cost
 	c.reportLocked()
 	c.framer.write(p)
 }
