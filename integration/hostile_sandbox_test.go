@@ -234,6 +234,8 @@ func TestHostileImages(t *testing.T) {
 		{name: "workdir-dots", dockerfile: image("WORKDIR /x/../proc/self/fd/8"), refused: "/proc"},
 		{name: "workdir-setting", dockerfile: image(""), settings: "workdir: /proc/self/fd/7", refused: "/proc"},
 		{name: "workdir-link", dockerfile: scratch + "WORKDIR /wd\n", links: map[string]string{"wd": "/proc/self/fd/7"}, refused: "Runtime."},
+		{name: "entrypoint-exe", dockerfile: "FROM scratch\nCOPY --chmod=0755 probe /probe\nENTRYPOINT [\"/proc/self/exe\"]\n", refused: "Runtime."},
+		{name: "entrypoint-none", dockerfile: "FROM scratch\nCOPY --chmod=0755 probe /probe\n", refused: "entrypoint"},
 		{name: "link-dev", dockerfile: scratch, links: map[string]string{"dev": canary.dir}},
 		{name: "link-dev-up", dockerfile: scratch, links: map[string]string{"dev": up}},
 		{name: "link-proc", dockerfile: scratch, links: map[string]string{"proc": canary.dir, "sys": up}},
