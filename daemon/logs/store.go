@@ -3,7 +3,6 @@ package logs
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -250,14 +249,11 @@ func (s *Store) write(st *stream) error {
 
 // encode returns the first entries as lines, at least one and at most about limit bytes.
 func encode(entries []Entry, limit int64) (data []byte, n int) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	for n < len(entries) && (n == 0 || int64(b.Len()) < limit/2) {
-		_ = enc.Encode(entries[n]) // strings, numbers and a time between years 0 and 9999 always encode
+	for n < len(entries) && (n == 0 || int64(len(data)) < limit/2) {
+		data = appendEntry(data, &entries[n])
 		n++
 	}
-	return b.Bytes(), n
+	return data, n
 }
 
 // written takes the first n entries out of memory, and says what was lost behind them.
