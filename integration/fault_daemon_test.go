@@ -411,12 +411,12 @@ func (f *faultDaemon) goroutines() int {
 	return n
 }
 
-// noGrowth waits until goroutines and descriptors are back near what they were.
+// noGrowth waits until goroutines and descriptors are back near what they were, beside those that instances need.
 func (f *faultDaemon) noGrowth(t *testing.T, goroutines, descriptors int) {
 	t.Helper()
 	err := poll(60*time.Second, func() error {
-		g, fds := f.goroutines(), f.descriptors()
-		if g > goroutines+15 || fds > descriptors+10 {
+		g, fds, n := f.goroutines(), f.descriptors(), len(files(filepath.Join(f.run, "instances")))
+		if g > goroutines+15+10*n || fds > descriptors+10+12*n {
 			return fmt.Errorf("%d goroutines and %d descriptors, were %d and %d", g, fds, goroutines, descriptors)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -73,16 +74,19 @@ def handler(event, context):
 // chill ends the instances of a mortal function, so that the next call is a cold one.
 func (f *faultDaemon) chill(t *testing.T, name string) {
 	t.Helper()
-	if _, err := f.invoke(name, `{"die":true}`); err != nil {
-		t.Fatal(err)
-	}
-	if err := poll(20*time.Second, func() error {
+	if err := poll(30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		running, err := f.client.Instances(ctx)
 		for _, in := range running {
-			if in.Key.Function == name {
-				err = fmt.Errorf("%s has an instance", name)
+			if in.Key.Function != name {
+				continue
+			}
+			err = fmt.Errorf("%s has an instance: %s", name, in.State)
+			if in.State == "idle" {
+				if _, err := f.invoke(name, `{"die":true}`); err != nil {
+					return err
+				}
 			}
 		}
 		return err
@@ -126,6 +130,9 @@ func TestEngineFaults(t *testing.T) {
 		{"shim killed", f.shimKilled},
 		{"containerd hangs", f.containerdHangs},
 		{"builds interrupted", f.buildsInterrupted},
+		{"CNI plugin", f.pluginFails},
+		{"no address left", f.addressesExhausted},
+		{"images lost", func(t *testing.T) { f.imagesLost(t, dir) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := f.in(t)
@@ -150,7 +157,7 @@ func (f *faultDaemon) in(t *testing.T) *faultDaemon {
 // containerdKilled: warm functions go on answering, cold ones recover.
 func (f *faultDaemon) containerdKilled(t *testing.T) {
 	l := f.underLoad(2, "warm", `"warm"`)
-	for range 4 {
+	for range 3 {
 		f.chill(t, "cold")
 		f.kill("containerd")
 		if a, err := f.invoke("cold", "{}"); err != nil || a.status != http.StatusOK && a.status != http.StatusServiceUnavailable {
@@ -165,7 +172,7 @@ func (f *faultDaemon) containerdKilled(t *testing.T) {
 // killedInside: containerd, the shim or runc dies in the middle of making an instance.
 func (f *faultDaemon) killedInside(t *testing.T) {
 	for _, fault := range []string{
-		"create 1*kill CONTAINERD", "create 1*kill-after CONTAINERD", "start 1*kill CONTAINERD",
+		"create 1*kill CONTAINERD", "start 1*kill-after CONTAINERD",
 		"create 1*kill-parent", "start 1*kill-parent",
 		"create 1*die-before", "create 1*die", "start 1*die-before", "start 1*die", "delete 1*die-before",
 		"create 1*error no such luck", "start 1*error no such luck",
@@ -295,3 +302,79 @@ func (f *faultDaemon) buildsInterrupted(t *testing.T) {
 }
 
 func lastOf(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// pluginFails: whatever a CNI plugin does, no address is lost and a later call works.
+func (f *faultDaemon) pluginFails(t *testing.T) {
+	for _, fault := range []string{"ADD 1*error no way", "ADD 1*die", "ADD 1*garbage", "ADD 1*delay 3s", "ADD 1*delay 60s", "DEL 5*error not now", "DEL 5*die-before"} {
+		t.Run(strings.ReplaceAll(fault, "*", " times "), func(t *testing.T) {
+			f := f.in(t)
+			f.chill(t, "cold")
+			f.fault("bridge", fault+"\n")
+			a, err := f.invoke("cold", "{}")
+			if err != nil || a.status != http.StatusOK && a.status != http.StatusServiceUnavailable {
+				t.Errorf("%d %s, %v", a.status, a.body, err)
+			}
+			f.answers("cold", "{}", `"cold"`)
+			f.chill(t, "cold")
+			f.fault("bridge", "")
+			f.isSettled(t)
+		})
+	}
+}
+
+// addressesExhausted: more instances than the network has addresses; the calls that find none wait or are told so.
+func (f *faultDaemon) addressesExhausted(t *testing.T) {
+	dir := f.project(with(
+		map[string]string{"lfx.yaml": manifest("many", "many concurrency: {max: 20}; timeout: 20s; memory: 128MiB")},
+		python("many", mortal),
+	))
+	f.mustDeploy(dir)
+	var wg sync.WaitGroup
+	var ok, refused atomic.Int64
+	for range 18 { // the network has 13 addresses, 2 of which are taken
+		wg.Go(func() {
+			a, err := f.invoke("many", `{"sleep":4}`)
+			switch {
+			case err == nil && a.status == http.StatusOK && a.body == `"many"`:
+				ok.Add(1)
+			case err == nil && (a.status == http.StatusTooManyRequests || a.status == http.StatusServiceUnavailable):
+				refused.Add(1)
+			default:
+				t.Errorf("%d %s, %v", a.status, a.body, err)
+			}
+		})
+	}
+	wg.Wait()
+	if ok.Load() < 5 {
+		t.Errorf("%d calls were answered, %d refused", ok.Load(), refused.Load())
+	}
+	log, _ := f.logged(0)
+	if !strings.Contains(log, "every address of 10.211.0.0/28 is in use") {
+		t.Errorf("the log does not say that there are no addresses (%d answered, %d refused)", ok.Load(), refused.Load())
+	}
+	f.answers("many", "{}", `"many"`)
+	f.remove(t, "many")
+}
+
+// imagesLost: containerd comes back without its data; the next deploy brings everything back.
+func (f *faultDaemon) imagesLost(t *testing.T, dir string) {
+	if err := f.signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"containerd", "buildkit"} {
+		if err := os.RemoveAll(filepath.Join(f.state, "engine", part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.start(); err != nil {
+		t.Fatal(err)
+	}
+	a, err := f.invoke("cold", "{}")
+	if err != nil || a.status != http.StatusServiceUnavailable || !strings.Contains(a.body, "deploy") {
+		t.Errorf("without its image: %d %s, %v", a.status, a.body, err)
+	}
+	f.importPython()
+	if res := f.mustDeploy(dir); res.Unchanged {
+		t.Error("the deploy says that nothing changed")
+	}
+}

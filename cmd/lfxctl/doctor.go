@@ -22,7 +22,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			report, err := c.Doctor(cmd.Context())
 			if connect, ok := errors.AsType[*client.ConnectError](err); ok {
-				report.Checks = []api.DoctorCheck{{Name: "lfxd", Status: "fail", Detail: connect.Error()}}
+				report.Checks = []api.DoctorCheck{{Name: "lfxd", Status: "fail", Detail: connect.Error(), Remedy: "`sudo lfxd doctor` checks the host without the daemon"}}
 			} else if err != nil {
 				return err
 			}

@@ -114,6 +114,7 @@ func rootCommand() *cobra.Command {
 			Use: "check", Short: "Check the configuration and say nothing if it is right", Args: noArgs,
 			RunE: func(*cobra.Command, []string) error { _, err := load(f); return err },
 		},
+		doctorCommand(&f),
 		engineCommand(&f),
 	)
 	return root

@@ -144,6 +144,9 @@ func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func
 	if err := validate(req); err != nil {
 		return nil, err
 	}
+	if err := d.checkSpace(); err != nil {
+		return nil, err
+	}
 	release, err := d.claim(ctx, req.Environment, req.Wait, event)
 	if err != nil {
 		return nil, err
@@ -305,7 +308,10 @@ func (j *job) run(ctx context.Context) (*api.DeployResult, error) {
 		return nil, err
 	}
 	failpoint.Here("deploy.built")
-	wanted := j.wanted()
+	wanted, err := j.wanted(ctx)
+	if err != nil {
+		return nil, err
+	}
 	preview, err := j.opts.Store.View().NextRelease(wanted)
 	if err != nil {
 		return nil, err
@@ -323,11 +329,16 @@ func (j *job) run(ctx context.Context) (*api.DeployResult, error) {
 }
 
 // wanted is the release that the deploy asks for.
-func (j *job) wanted() store.NewRelease {
+func (j *job) wanted(ctx context.Context) (store.NewRelease, error) {
 	n := store.NewRelease{Environment: j.req.Environment, Source: j.req.Source, Ports: map[string]int{}}
 	for _, p := range j.parts {
+		identity := function.Identity(p.image, p.spec.Config)
+		lost, err := j.lost(ctx, p.spec.Name, identity)
+		if err != nil {
+			return n, err
+		}
 		n.Functions = append(n.Functions, store.NewFunction{
-			Name: p.spec.Name, Image: p.image, Config: p.spec.Config, Identity: function.Identity(p.image, p.spec.Config),
+			Name: p.spec.Name, Image: p.image, Config: p.spec.Config, Identity: identity, Fresh: lost,
 		})
 		if p.spec.Default {
 			n.Default = p.spec.Name
@@ -336,7 +347,28 @@ func (j *job) wanted() store.NewRelease {
 			n.Ports[p.spec.Name] = p.spec.Port
 		}
 	}
-	return n
+	return n, nil
+}
+
+// lost says whether there is a version of that identity whose image containerd does not have any more. A
+// new version takes its place then, because a version's image is pinned by digest.
+func (j *job) lost(ctx context.Context, name, identity string) (bool, error) {
+	f := j.opts.Store.View().Function(j.key(name))
+	if f == nil {
+		return false, nil
+	}
+	for _, v := range slices.Backward(f.Versions) {
+		if v.Identity != identity {
+			continue
+		}
+		info, err := j.opts.Images.Inspect(ctx, v.Image.Name)
+		if errdefs.IsNotFound(err) || err == nil && info.Digest.String() != v.Image.Digest {
+			j.event(api.DeployEvent{Warning: fmt.Sprintf("the image of %s is gone from containerd; it gets a new version", v)})
+			return true, nil
+		}
+		return false, err
+	}
+	return false, nil
 }
 
 // byName indexes recorded versions.

@@ -20,7 +20,7 @@ import (
 const (
 	firstBackoff = time.Second
 	lastBackoff  = 30 * time.Second
-	calm         = time.Minute      // a child that ran this long starts over at firstBackoff
+	calm         = 10 * time.Second // a child that ran this long starts over at firstBackoff
 	stopGrace    = 10 * time.Second // between SIGTERM and SIGKILL
 	adoptTimeout = 5 * time.Second
 )

@@ -32,6 +32,8 @@ type NewFunction struct {
 	Image    function.Image
 	Config   function.Config
 	Identity string
+	// Fresh makes a version in any case: the image of the one there is has been lost.
+	Fresh bool
 }
 
 // Recorded is what a NewRelease became, or would become.
@@ -93,7 +95,7 @@ func (s *Snapshot) plan(n NewRelease, now time.Time) (*plan, error) {
 // add gives one function its version.
 func (p *plan) add(f *Function, n NewFunction, now time.Time) {
 	v := f.withIdentity(n.Identity)
-	fresh := v == nil
+	fresh := v == nil || n.Fresh
 	if fresh {
 		v = &function.Version{Key: f.Key, Number: f.nextVersion, Image: n.Image, Config: n.Config, Identity: n.Identity, Created: now}
 		moved := *f
