@@ -137,6 +137,9 @@ func (m *Manager) ensureShim(ctx context.Context, id string) (err error) {
 	if err := os.WriteFile(filepath.Join(root, "init"), nil, 0o755); err != nil {
 		return err
 	}
+	if err := os.Chmod(root, 0o755); err != nil { // the daemon's umask may have made it root's alone
+		return err
+	}
 	return m.engine.createAnchor(ctx, id, root, m.anchorSpec(id))
 }
 
