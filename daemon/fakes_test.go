@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,19 +18,8 @@ import (
 	"lfx.dev/lfxd/daemon/pool"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/internal/tmpdir"
 )
-
-// stateDir is a folder for state that need not survive the machine: where there is a tmpfs, no test
-// waits for a disk.
-func stateDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "lfxd-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
 
 // starter makes instances that answer at once; failing holds functions that do not start.
 type starter struct {
@@ -87,7 +75,7 @@ func newWorld(t testing.TB) *world {
 	log := slog.New(slog.DiscardHandler)
 	w := &world{t: t, starter: &starter{failing: map[string]error{}}}
 	var err error
-	if w.store, err = store.Open(t.Context(), stateDir(t), log); err != nil {
+	if w.store, err = store.Open(t.Context(), tmpdir.New(t), log); err != nil {
 		t.Fatal(err)
 	}
 	w.pools = pool.NewManager(pool.Options{

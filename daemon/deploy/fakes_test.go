@@ -28,6 +28,7 @@ import (
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/internal/leaktest"
+	"lfx.dev/lfxd/internal/tmpdir"
 	"lfx.dev/lfxd/runtime/image"
 )
 
@@ -323,19 +324,9 @@ type world struct {
 	changes  int
 }
 
-func stateDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "lfxd-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, seam: &seam{}, dir: stateDir(t), src: t.TempDir()}
+	w := &world{t: t, seam: &seam{}, dir: tmpdir.New(t), src: t.TempDir()}
 	log := slog.New(slog.DiscardHandler)
 	var err error
 	if w.store, err = store.Open(t.Context(), filepath.Join(w.dir, "state"), log); err != nil {

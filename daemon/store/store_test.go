@@ -21,6 +21,7 @@ import (
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/store/storetest"
+	"lfx.dev/lfxd/internal/tmpdir"
 )
 
 // childEnv makes the test binary a child that writes until it is killed.
@@ -67,7 +68,7 @@ func release(i int) store.NewRelease {
 }
 
 func TestFilesAreExclusiveAndPrivate(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "state")
+	dir := filepath.Join(tmpdir.New(t), "state")
 	s := open(t, dir)
 	fill(t, s, 1)
 	for name, want := range map[string]os.FileMode{"": os.ModeDir | 0o700, "state.db": 0o600, "state.db-wal": 0o600, "state.rev": 0o600, "lock": 0o600} {
@@ -84,7 +85,7 @@ func TestFilesAreExclusiveAndPrivate(t *testing.T) {
 }
 
 func TestSecondOpenerIsRefused(t *testing.T) {
-	dir := t.TempDir()
+	dir := tmpdir.New(t)
 	first := open(t, dir)
 	refused := func(name, dir string) {
 		t.Helper()
@@ -94,14 +95,14 @@ func TestSecondOpenerIsRefused(t *testing.T) {
 		}
 	}
 	refused("same path", dir)
-	link := filepath.Join(t.TempDir(), "link")
+	link := filepath.Join(tmpdir.New(t), "link")
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
 	}
 	refused("through a symlink", link)
 
 	// A hard-linked database has another lock file; then SQLite's own lock refuses.
-	hard := t.TempDir()
+	hard := tmpdir.New(t)
 	for _, name := range []string{"state.db", "state.rev"} {
 		if err := os.Link(filepath.Join(dir, name), filepath.Join(hard, name)); err != nil {
 			t.Fatal(err)
@@ -115,7 +116,7 @@ func TestSecondOpenerOnBindMount(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("a bind mount needs root")
 	}
-	dir, other := t.TempDir(), t.TempDir()
+	dir, other := tmpdir.New(t), tmpdir.New(t)
 	s := open(t, dir)
 	if err := unix.Mount(dir, other, "", unix.MS_BIND, ""); err != nil {
 		t.Skipf("bind mounts are not possible here: %v", err)
@@ -149,7 +150,7 @@ func writeForever(dir string) {
 }
 
 func TestKilledInTheMiddle(t *testing.T) {
-	dir := t.TempDir()
+	dir := tmpdir.New(t)
 	last := 0
 	for round := range 5 {
 		acked := killedChild(t, dir, 3+rand.IntN(20))
@@ -205,10 +206,10 @@ func killedChild(t *testing.T, dir string, n int) (acked int) {
 // crashed makes a state directory as a crash leaves it, with the log beside the database.
 func crashed(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := tmpdir.New(t)
 	s := open(t, dir)
 	fill(t, s, 5)
-	copied := t.TempDir()
+	copied := tmpdir.New(t)
 	copyFiles(t, dir, copied)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -260,7 +261,7 @@ func TestLossesAreDetected(t *testing.T) {
 		"revision emptied":   truncate("state.rev", 0),
 		"revision truncated": truncate("state.rev", 10),
 		"another database": func(t *testing.T, dir string) {
-			other := t.TempDir()
+			other := tmpdir.New(t)
 			s := open(t, other)
 			fill(t, s, 9)
 			s.Close()
@@ -286,7 +287,7 @@ func TestLossesAreDetected(t *testing.T) {
 }
 
 func TestOldCopyIsRefusedUnlessAccepted(t *testing.T) {
-	dir, backup := t.TempDir(), t.TempDir()
+	dir, backup := tmpdir.New(t), tmpdir.New(t)
 	s := open(t, dir)
 	fill(t, s, 2)
 	s.Close()
@@ -317,7 +318,7 @@ func TestOldCopyIsRefusedUnlessAccepted(t *testing.T) {
 // TestBitFlips flips one bit at many places of the database: it must be refused, or nothing may
 // have changed.
 func TestBitFlips(t *testing.T) {
-	dir := t.TempDir()
+	dir := tmpdir.New(t)
 	s := open(t, dir)
 	fill(t, s, 4)
 	want := describe(s.View())
@@ -379,7 +380,7 @@ func describe(v *store.Snapshot) string {
 }
 
 func TestReadersNeverWait(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, tmpdir.New(t))
 	fill(t, s, 1)
 	key := function.Key{Environment: storetest.Env, Function: "a"}
 	stop := make(chan struct{})
@@ -410,7 +411,7 @@ func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("a tmpfs needs root")
 	}
-	dir := t.TempDir()
+	dir := tmpdir.New(t)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=400k"); err != nil {
 		t.Skipf("tmpfs cannot be mounted here: %v", err)
 	}

@@ -22,6 +22,7 @@ import (
 	"lfx.dev/lfxd/daemon/logs"
 	"lfx.dev/lfxd/daemon/pool"
 	"lfx.dev/lfxd/internal/leaktest"
+	"lfx.dev/lfxd/internal/tmpdir"
 	"lfx.dev/lfxd/runtime/instance"
 )
 
@@ -233,16 +234,12 @@ type world struct {
 
 func newWorld(t testing.TB, script func(*runtime)) *world {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "lfxd-test-")
-	if err != nil {
-		dir = t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	var err error
 	w := &world{
 		t: t, creator: &creator{script: script}, calls: make(chan string, 10),
 		idle: make(chan struct{}, 100), dying: make(chan struct{}, 100), gone: make(chan struct{}, 100),
 	}
-	if w.logs, err = logs.Open(dir, logs.Options{}); err != nil {
+	if w.logs, err = logs.Open(tmpdir.New(t), logs.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	w.version = &function.Version{

@@ -13,6 +13,7 @@ import (
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/internal/tmpdir"
 )
 
 // Store is the contract. Terms and errors are those of the methods of *store.Store.
@@ -55,7 +56,7 @@ func Suite(t *testing.T, open func(t *testing.T, dir string) Store) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := &world{t: t, dir: t.TempDir(), open: open}
+			w := &world{t: t, dir: tmpdir.New(t), open: open}
 			w.Store = open(t, w.dir)
 			t.Cleanup(func() { w.Store.Close() })
 			test(t, w)
