@@ -250,24 +250,20 @@ func (d *daemonUnderTest) favour() {
 
 // endInstances kills the instances of a function and waits until nothing is left of them.
 func (d *daemonUnderTest) endInstances(name string) error {
-	all, err := d.instances(name)
-	if err != nil {
-		return err
-	}
-	for _, i := range all {
-		for _, pid := range pidsOf(d.cgroup, i.ID) {
-			syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it has ended then
-		}
-	}
-	return poll(20*time.Second, func() error {
+	return poll(30*time.Second, func() error {
 		all, err := d.instances(name)
-		if err == nil && len(all) > 0 {
-			err = fmt.Errorf("%d instances of %s are still there", len(all), name)
+		if err != nil {
+			return err
 		}
-		if err == nil && len(files(filepath.Join(d.run, "instances"))) > 0 {
-			err = fmt.Errorf("something of the instances of %s is still there", name)
+		for _, i := range all { // also what was only starting a moment ago
+			for _, pid := range pidsOf(d.cgroup, i.ID) {
+				syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it has ended then
+			}
 		}
-		return err
+		if left := files(filepath.Join(d.run, "instances")); len(all)+len(left) > 0 {
+			return fmt.Errorf("%d instances of %s are still there, and something of %d", len(all), name, len(left))
+		}
+		return nil
 	})
 }
 
