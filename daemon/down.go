@@ -119,7 +119,7 @@ func (d *Daemon) engineIsDown(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return !e.Answers(ctx), nil
+	return !e.Answers(ctx, "containerd"), nil
 }
 
 // removeRunDir removes the volatile directory; only what others put there stays.

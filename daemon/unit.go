@@ -14,6 +14,9 @@ import (
 // buildkitd starts after lfxd's, which must have set up the network of builds.
 const builderGrace = 20 * time.Second
 
+// connectGrace is how long a connection to a buildkitd that listens may take.
+const connectGrace = 5 * time.Second
+
 // EngineUnit is what the units lfx-containerd.service and lfx-buildkitd.service are made of: one part of lfxd's own
 // engine, with the same files as --with-engine uses.
 type EngineUnit struct {
@@ -54,12 +57,33 @@ func (u EngineUnit) Ready(ctx context.Context) error {
 	return e.Ready(ctx, u.name)
 }
 
-// awaitBuilder gives a buildkitd that systemd is just starting the time to do so.
+// awaitBuilder gives a buildkitd that systemd is just starting the time to do so, and our connection to one that is
+// there again the time to be made: until gRPC tries again, it answers with the old failure. What is wrong
+// after that, the build says.
 func (b *backend) awaitBuilder(ctx context.Context) {
-	if b.engine == nil || b.opts.WithEngine || time.Since(b.started) > builderGrace {
+	if b.engine == nil {
 		return
 	}
-	ctx, cancel := context.WithDeadline(ctx, b.started.Add(builderGrace))
+	ctx, cancel := context.WithDeadline(ctx, later(b.started.Add(builderGrace), time.Now().Add(connectGrace)))
 	defer cancel()
-	b.engine.Ready(ctx, "buildkitd") //nolint:errcheck // the build says what is wrong
+	if time.Since(b.started) < builderGrace && b.engine.Ready(ctx, "buildkitd") != nil {
+		return
+	}
+	for b.engine.Answers(ctx, "buildkitd") {
+		if _, err := b.builder.Info(ctx); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookInterval):
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,10 +69,7 @@ func (e *Engine) Ready(ctx context.Context, name string) error {
 	}
 }
 
-// Answers says whether containerd listens now, whoever started it.
-func (e *Engine) Answers(ctx context.Context) bool {
-	return dialable(ctx, e.cfg.socket("containerd")) == nil
+// Answers says whether "containerd" or "buildkitd" listens now, whoever started it.
+func (e *Engine) Answers(ctx context.Context, name string) bool {
+	return dialable(ctx, e.cfg.socket(name)) == nil
 }
-
-// ConfigDir is where the configuration of the children is written.
-func (e *Engine) ConfigDir() string { return filepath.Dir(e.cfg.etc("x")) }
