@@ -102,7 +102,8 @@ func TestProcessesPastTheLimit(t *testing.T) {
 		if got.Forks < 500 || got.Forks > 1024 || got.Error != "EAGAIN" {
 			t.Errorf("%d forks until %s, want up to 1024 until EAGAIN", got.Forks, got.Error)
 		}
-		pids := instancePIDs(t, instances(t, "f")[0].ID)
+		id := instances(t, "f")[0].ID
+		pids := instancePIDs(t, id)
 		if len(pids) < 500 || len(pids) > 1024 {
 			t.Errorf("%d processes on the host", len(pids))
 		}
@@ -111,7 +112,7 @@ func TestProcessesPastTheLimit(t *testing.T) {
 			t.Errorf("the host forks: %v", err)
 		}
 		fails(t, "f", probeEvent{Do: "exit", N: 1}, exitError("with error: exit status 1"))
-		if err := poll(20*time.Second, func() error { return gone(pids) }); err != nil {
+		if err := poll(20*time.Second, func() error { return gone(id, pids) }); err != nil {
 			t.Error(err)
 		}
 	})

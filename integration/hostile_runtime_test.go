@@ -114,7 +114,7 @@ func TestRuntimeThatEnds(t *testing.T) {
 		}
 		pids := instancePIDs(t, in[0].ID)
 		fails(t, "f", probeEvent{Do: "exit", N: 1}, exitError("with error: exit status 1"))
-		if err := poll(10*time.Second, func() error { return gone(pids) }); err != nil {
+		if err := poll(10*time.Second, func() error { return gone(in[0].ID, pids) }); err != nil {
 			t.Error(err)
 		}
 	})

@@ -191,11 +191,11 @@ func instancePIDs(t *testing.T, id string) []string {
 	return nil
 }
 
-// gone reports processes that are still there.
-func gone(pids []string) error {
+// gone reports processes of an instance that are still there; a number may be somebody else's by now.
+func gone(id string, pids []string) error {
 	for _, p := range pids {
-		if b, err := os.ReadFile("/proc/" + p + "/cmdline"); err == nil && strings.Contains(string(b), "probe") {
-			return fmt.Errorf("process %s is still there", p)
+		if b, err := os.ReadFile("/proc/" + p + "/cgroup"); err == nil && strings.Contains(string(b), id) {
+			return fmt.Errorf("process %s is still there, in\n%s", p, b)
 		}
 	}
 	return nil
