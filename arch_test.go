@@ -46,7 +46,7 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/pool", "daemon/function daemon/invocation", "decides which instance serves; makes none itself (pool.Starter)"},
 	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation", "one route table for both APIs, so it holds the gateway"},
 	{"daemon/store", "daemon/function", "records the domain"},
-	{"daemon/store/storetest", "daemon/store daemon/function", "the contract that every store passes"},
+	{"daemon/store/storetest", "daemon/store daemon/function internal/tmpdir", "the contract that every store passes, in folders that need no disk"},
 	{"daemon/worker", "daemon/function daemon/invocation daemon/logs daemon/pool runtime/instance runtime/rapi",
 		"implements pool.Starter: joins an instance, the Runtime API that it polls and the function's log"},
 	{"cni", "cni/dns cni/firewall", "order is the security property: tables, bridges, forwarder, probe"},
