@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,7 +32,7 @@ type faultDaemon struct {
 	dir     string // of the binaries and the engine
 	control string // of the failpoints
 	before  hostState
-	acked   map[string]string // function → the answer of the last acknowledged deploy
+	volumes []string // file systems that the test mounted in the state directory
 }
 
 // faultConfig is added to the fault daemon's configuration.
@@ -39,10 +40,8 @@ type faultConfig struct {
 	name string // part of every name on the host; short
 	more string // TOML tables
 	top  string // TOML keys
-	// mount is called with the state directory before the first start.
-	mount func(state string)
-	// withoutImages leaves the base images out.
-	withoutImages bool
+	// volumes are mounted in the state directory before the first start: folder → size.
+	volumes map[string]string
 }
 
 // newFaultDaemon builds and starts one; it is taken down when the test ends, and must leave nothing.
@@ -53,16 +52,14 @@ func newFaultDaemon(t *testing.T, c faultConfig) *faultDaemon {
 		f.showLog()
 		t.Fatal(err)
 	}
-	if !c.withoutImages {
-		f.importPython()
-	}
+	f.importPython()
 	return f
 }
 
 func prepareFaultDaemon(t *testing.T, c faultConfig) *faultDaemon {
 	t.Helper()
 	id := fmt.Sprintf("%s%d", c.name, os.Getpid())
-	f := &faultDaemon{t: t, acked: map[string]string{}, before: hostWithoutVeths(), daemonUnderTest: &daemonUnderTest{
+	f := &faultDaemon{t: t, before: hostWithoutVeths(), daemonUnderTest: &daemonUnderTest{
 		root: d.root, state: "/var/lib/lfxd-" + id, run: "/run/" + id, cgroup: "/" + id,
 		bridge: c.name + "0", table: c.name,
 	}}
@@ -73,10 +70,17 @@ func prepareFaultDaemon(t *testing.T, c faultConfig) *faultDaemon {
 	if err := os.MkdirAll(f.dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if c.mount != nil {
-		c.mount(f.state)
-	}
 	t.Cleanup(f.takeDown)
+	for name, size := range c.volumes {
+		dir := filepath.Join(f.state, name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+			t.Fatal(err)
+		}
+		f.volumes = append(f.volumes, dir)
+	}
 	f.installEngine()
 	f.build("-tags", "failpoint", "./cmd/lfxd", "./cmd/lfxctl")
 	write(t, f.config, f.faultTOML(c))
@@ -165,6 +169,9 @@ func (f *faultDaemon) takeDown() {
 		f.fault(name, "")
 	}
 	_, err := output(f.binary("lfxd"), "down", "--with-engine", "--config", f.config)
+	for _, m := range f.volumes {
+		err = errors.Join(err, syscall.Unmount(m, syscall.MNT_DETACH))
+	}
 	if err == nil {
 		err = poll(30*time.Second, func() error { return f.before.diff(hostWithoutVeths(), f.daemonUnderTest) })
 	}
@@ -173,11 +180,6 @@ func (f *faultDaemon) takeDown() {
 	}
 	if f.t.Failed() {
 		f.showLog()
-	}
-	for _, m := range mounts(f.state) {
-		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil {
-			f.t.Errorf("unmount %s: %v", m, err)
-		}
 	}
 	if os.Getenv("LFX_TEST_KEEP") == "" {
 		if err := os.RemoveAll(f.state); err != nil {
