@@ -289,7 +289,7 @@ func (a *coldArm) runc(d *daemonUnderTest, justExit bool) (float64, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(bundle) //nolint:errcheck // removed with the state
-	root, id := filepath.Join(d.run, "bench-runc"), filepath.Base(bundle)
+	root, id := filepath.Join(d.arms, "runc"), filepath.Base(bundle)
 	begin := time.Now()
 	ns, l, err := namespaceWithAPI()
 	if err != nil {
@@ -298,7 +298,7 @@ func (a *coldArm) runc(d *daemonUnderTest, justExit bool) (float64, error) {
 	defer ns.Close() //nolint:errcheck // the namespace goes with it
 	api := newFakeAPI(l)
 	defer api.close()
-	spec := a.spec(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()), filepath.Join(d.cgroup, "bench", id))
+	spec := a.spec(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()), filepath.Join(d.cgroup+"-arms", id))
 	if justExit {
 		spec.Process.Args = []string{"/bin/true"}
 	}

@@ -25,6 +25,7 @@ type daemonUnderTest struct {
 	state  string
 	run    string
 	cgroup string
+	arms   string // volatile directory of the reference arms
 	config string
 	log    string
 	cmd    *exec.Cmd
@@ -39,7 +40,7 @@ const (
 func startDaemon(o options) (d *daemonUnderTest, err error) {
 	d = &daemonUnderTest{
 		o: o, state: fmt.Sprintf("/var/lib/lfxd-bench-%d", os.Getpid()), run: fmt.Sprintf("/run/lfxb%d", os.Getpid()),
-		cgroup: fmt.Sprintf("/lfxb%d", os.Getpid()),
+		cgroup: fmt.Sprintf("/lfxb%d", os.Getpid()), arms: fmt.Sprintf("/run/lfxb%d-arms", os.Getpid()),
 	}
 	d.config, d.log = filepath.Join(d.state, "config.toml"), filepath.Join(d.state, "lfxd.log")
 	for _, need := range []string{
@@ -50,8 +51,10 @@ func startDaemon(o options) (d *daemonUnderTest, err error) {
 			return nil, fmt.Errorf("%s is missing: run make engine build images examples first", need)
 		}
 	}
-	if err := os.MkdirAll(d.state, 0o711); err != nil {
-		return nil, err
+	for _, dir := range []string{d.state, d.arms} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.WriteFile(d.config, []byte(d.toml()), 0o600); err != nil {
 		return nil, err
@@ -132,6 +135,10 @@ func (d *daemonUnderTest) finish() error {
 		}
 		d.cmd.Wait() //nolint:errcheck // how it ended was said already
 	}
+	for _, dir := range cgroupDirs(d.cgroup + "-arms") {
+		os.Remove(dir) //nolint:errcheck // it has none in this hierarchy
+	}
+	err = errors.Join(err, os.RemoveAll(d.arms))
 	if d.o.keep {
 		progress("kept %s", d.state)
 		return err
@@ -265,6 +272,12 @@ func (d *daemonUnderTest) endInstances(name string) error {
 		}
 		return nil
 	})
+}
+
+// cgroupDirs lists the directories that a cgroup may have, on v1 and v2.
+func cgroupDirs(name string) []string {
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + name) // a fixed pattern
+	return append(dirs, "/sys/fs/cgroup"+name)
 }
 
 // pidsOf lists the processes of an instance by its cgroup, on v1 and v2.

@@ -19,7 +19,7 @@ type warmArm struct {
 
 // warmArms measures warm invocations against the echo.
 func warmArms(o options, d *daemonUnderTest, res *results) error {
-	echo, err := startEcho(filepath.Join(d.run, "echo.sock"))
+	echo, err := startEcho(filepath.Join(d.arms, "echo.sock"))
 	if err != nil {
 		return err
 	}
