@@ -166,6 +166,9 @@ func (m *Manager) loadRecords() error {
 			return fmt.Errorf("make run directory: %w", err)
 		}
 	}
+	if err := m.removeUnfinished(); err != nil {
+		return fmt.Errorf("remove unfinished records: %w", err)
+	}
 	ids, err := m.recordedIDs()
 	if err != nil {
 		return err

@@ -68,6 +68,15 @@ func (m *Manager) readRecord(id string) record {
 	return r
 }
 
+// removeUnfinished removes records that a crash kept from getting their name. Call it while nothing writes any.
+func (m *Manager) removeUnfinished() error {
+	left, err := filepath.Glob(filepath.Join(m.conf.recordDir(), "*.tmp"))
+	for _, name := range left {
+		err = errors.Join(err, ignoreMissing(os.Remove(name)))
+	}
+	return err
+}
+
 func (m *Manager) removeRecord(id string) error {
 	return ignoreMissing(os.Remove(m.recordFile(id)))
 }
