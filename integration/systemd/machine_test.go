@@ -24,39 +24,45 @@ const bootTimeout = 90 * time.Second
 
 // machine is a Debian with systemd as PID 1.
 type machine struct {
-	t    *testing.T
-	root string // its tree
-	name string
-	cmd  *exec.Cmd
-	end  chan error
-	out  *bytes.Buffer // console; read after the end only
+	t       *testing.T
+	root    string // its tree
+	name    string
+	folders map[string]string // of the host, and where they are seen inside
+	*nspawn
+}
+
+// nspawn is the process that the machine lives in; there is another one after each reboot.
+type nspawn struct {
+	cmd *exec.Cmd
+	end chan error
+	out *bytes.Buffer // console; read after the end only
 }
 
 // newMachine unpacks the tree and boots it. Folders of the host are seen inside, read-only, under the names given.
 // When the test ends the machine is gone.
 func newMachine(t *testing.T, tree string, folders map[string]string) *machine {
 	t.Helper()
-	m := &machine{t: t, name: fmt.Sprintf("lfxsd%d", os.Getpid())}
+	m := &machine{t: t, name: fmt.Sprintf("lfxsd%d", os.Getpid()), folders: folders, nspawn: &nspawn{}}
 	var err error
 	if m.root, err = os.MkdirTemp(filepath.Dir(tree), m.name+"-"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.remove)
 	host(t, "tar", "-xf", tree, "-C", m.root)
-	m.boot(folders)
+	m.boot()
 	return m
 }
 
 // boot starts systemd-nspawn from a cgroup of its own in every hierarchy, because the machine takes the cgroup it
 // starts in for the root.
-func (m *machine) boot(folders map[string]string) {
+func (m *machine) boot() {
 	m.t.Helper()
 	args := []string{
 		"--quiet", "--directory=" + m.root, "--machine=" + m.name, "--register=no", "--keep-unit",
 		"--private-network", "--private-users=no", "--capability=all", "--system-call-filter=@known",
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe", "--kill-signal=SIGRTMIN+3",
 	}
-	for from, to := range folders {
+	for from, to := range m.folders {
 		args = append(args, "--bind-ro="+from+":"+to)
 	}
 	for _, dir := range m.cgroups() {
@@ -78,13 +84,31 @@ func (m *machine) boot(folders map[string]string) {
 	m.awaitBoot()
 }
 
+// reboot as the machine itself does it. systemd-nspawn then ends with the status 133, which asks its service manager to
+// start it again.
+func (m *machine) reboot() {
+	m.t.Helper()
+	m.try("systemctl", "reboot") //nolint:errcheck // the connection goes away with it
+	select {
+	case err := <-m.end:
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 133 {
+			m.end <- err
+			m.t.Fatalf("systemd-nspawn ended with %v instead of asking for a reboot\n%s", err, m.out)
+		}
+	case <-time.After(bootTimeout):
+		m.t.Fatalf("the machine did not go down within %s", bootTimeout)
+	}
+	m.boot()
+}
+
 func (m *machine) awaitBoot() {
 	m.t.Helper()
 	m.poll("the machine to boot", bootTimeout, func() error {
 		select {
 		case err := <-m.end:
 			m.end <- err
-			return final{fmt.Errorf("systemd-nspawn ended: %v\n%s", err, m.out.String())}
+			return final{fmt.Errorf("systemd-nspawn ended: %v\n%s", err, m.out)}
 		default:
 		}
 		out, err := m.try("systemctl", "is-system-running")
