@@ -123,6 +123,16 @@ func TestConfigurationIsEncoded(t *testing.T) {
 		w.Containerd.NetworkMode != "cni" || w.Containerd.DefaultCgroupParent != "/lfx/build" || b.DNS.Nameservers[0] != "10.0.0.1" {
 		t.Errorf("buildkitd.toml = %+v", b)
 	}
+	slice := cfg
+	slice.BuildSlice = "lfx-build.slice"
+	if data, err = buildkitTOML(&slice); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"defaultCgroupParent = 'lfx-build.slice:lfx-build:'", "SystemdCgroup = true"} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("buildkitd.toml under systemd has no %s:\n%s", want, data)
+		}
+	}
 	if f := b.Frontend["gateway.v0"]; f.Enabled == nil || *f.Enabled {
 		t.Errorf("gateway.v0 is not disabled: %+v", b.Frontend)
 	}
