@@ -28,7 +28,7 @@ func list(address, namespace string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close() //nolint:errcheck // nothing is left to do
+	defer c.Close()                          //nolint:errcheck // nothing is left to do
 	data, err := os.MkdirTemp("", "nerdctl") // nerdctl's own store, empty as on a host where it made nothing
 	if err != nil {
 		return err
