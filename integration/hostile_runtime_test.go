@@ -88,7 +88,7 @@ func TestRuntimeThatBreaksTheProtocol(t *testing.T) {
 // TestRuntimeThatEnds: exit codes and signals arrive as on Lambda, and processes that were left behind do
 // not outlive the instance.
 func TestRuntimeThatEnds(t *testing.T) {
-	h := newHostile(t, "ends", "f timeout: 5s", "loop timeout: 5s; concurrency: {min: 1, max: 1}; environment: {MODE: exit-idle}")
+	h := newHostile(t, "ends", "f timeout: 5s; concurrency: {max: 1}", "loop timeout: 5s; concurrency: {min: 1, max: 1}; environment: {MODE: exit-idle}")
 	for _, c := range []struct {
 		e    probeEvent
 		want string
