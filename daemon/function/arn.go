@@ -300,7 +300,7 @@ func partition(region string) string {
 // for good: it is part of ARNs that clients keep.
 //
 // Two environments can share an id: among a thousand the odds are about one in two million. The
-// store refuses to create an environment whose id is taken, and one of the two needs another name.
+// store then records another one for the later of the two: where there is a record, it counts.
 func Account(e Environment) string {
 	sum := sha256.Sum256([]byte("lfx account\x00" + e.Project + "\x00" + e.Name))
 	const least, count = 100_000_000_000, 900_000_000_000
