@@ -59,6 +59,12 @@ unit: ## unit tests with the race detector
 integration: ## black-box tests with the real engine (as root)
 	go test -tags integration -p 1 -count=1 -timeout 40m ./integration/...
 
+.PHONY: test-faults
+test-faults: ## hostile functions, and faults of every part, with the real engine (as root, 8 min)
+	@sh contrib/deps.sh build test
+	@$(MAKE) -s engine build images examples
+	go test -tags 'integration faults' -count=1 -timeout 40m ./integration/
+
 .PHONY: test-v2
 test-v2: engine build images examples ## core integration tests on cgroup v2, in an emulated machine (15 min and more)
 	@sh contrib/deps.sh build test v2
@@ -134,7 +140,7 @@ deb: ## make a Debian package in build/
 check: ## formatting and vet
 	@bad=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	go vet ./...
-	go vet -tags integration ./integration/...
+	go vet -tags 'integration faults' ./integration/...
 
 # fuzz runs every fuzz target for FUZZTIME.
 FUZZTIME ?= 20s

@@ -474,6 +474,9 @@ func (d *Daemon) reconcileNow() {
 		d.tidy(ctx)
 	}
 	d.shareShims(ctx)
+	if d.engine != nil {
+		d.engine.Tidy()
+	}
 }
 
 // shareShims keeps the shims standing that instances share. Without them an instance starts more slowly, in one of its own.

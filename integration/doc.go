@@ -1,7 +1,8 @@
 // Package integration tests lfxd as a black box: real containerd, BuildKit, runc, CNI plugins and
 // nftables, our own binaries as a user runs them, and AWS's own clients.
 //
-//	make integration        # builds what is needed first: engine, images, examples
+//	make integration        # after make engine build images examples
+//	make test-faults        # also hostile functions and faults of every part (build tag "faults")
 //
 // The tests carry the build tag "integration" and run as root. TestMain moves the whole run into a
 // network namespace of its own, which has no way out, and starts one `lfxd --with-engine` with

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
@@ -43,7 +44,7 @@ func (e *Engine) sweepBuilds(ctx context.Context) error {
 		errs = append(errs, removeStep(ctx, c))
 	}
 	if e.cfg.BuildSlice == "" {
-		e.removeStepCgroups()
+		e.removeStepCgroups(0)
 	}
 	return errors.Join(errs...)
 }
@@ -77,15 +78,30 @@ func removeStep(ctx context.Context, c containerd.Container) error {
 	return nil
 }
 
-// removeStepCgroups removes the cgroups of steps that have ended; the kernel refuses to remove others.
-func (e *Engine) removeStepCgroups() {
+// tidyAge is how old a step's empty cgroup must be to be dead: a step has a process in its cgroup from
+// the moment after it was made until its end.
+const tidyAge = 5 * time.Second
+
+// Tidy removes the cgroups that interrupted build steps left behind. A build that is cancelled while
+// runc makes its container leaves one, empty. Call it from time to time; it does not block.
+func (e *Engine) Tidy() {
+	if e.cfg.BuildSlice == "" {
+		e.removeStepCgroups(tidyAge)
+	}
+}
+
+// removeStepCgroups removes the cgroups of that age of steps that have ended; the kernel refuses to
+// remove others.
+func (e *Engine) removeStepCgroups(age time.Duration) {
 	for _, pattern := range []string{
 		filepath.Join(cgroupRoot, "*", e.cfg.buildCgroup(), "buildkit", "*"),
 		filepath.Join(cgroupRoot, e.cfg.buildCgroup(), "buildkit", "*"),
 	} {
 		dirs, _ := filepath.Glob(pattern) // the pattern is well formed
 		for _, d := range dirs {
-			_ = unix.Rmdir(d)
+			if info, err := os.Stat(d); err == nil && time.Since(info.ModTime()) >= age {
+				_ = unix.Rmdir(d)
+			}
 		}
 	}
 }
