@@ -70,6 +70,7 @@ func TestKnock(t *testing.T) {
 			if err != nil {
 				return
 			}
+			conn.Read(make([]byte, 1024))                        //nolint:errcheck // closing before it is read would break the client's pipe
 			conn.Write([]byte("HTTP/1.1 404 Not Found\r\n\r\n")) //nolint:errcheck // the test sees it
 			conn.Close()                                         //nolint:errcheck // as above
 		}
