@@ -104,7 +104,7 @@ def handler(event, context):
 
 func TestFailuresReachTheClientAsOnLambda(t *testing.T) {
 	p := newProject(t, with(
-		map[string]string{"lfx.yaml": manifest("failures", "f timeout: 2s; memory: 128MiB")},
+		map[string]string{"lfx.yaml": manifest("failures", "f timeout: 2s; memory: 128MiB; cpu: 1")},
 		python("f", errorCode),
 	))
 	p.deploy()
