@@ -16,7 +16,7 @@ const (
 	PathSession   = Prefix + "/session"     // POST, hijacked: a BuildKit session (h2c upgrade); the session offers directories
 	PathDeploys   = Prefix + "/deploys"     // POST DeployRequest → stream of DeployEvent (newline-delimited JSON)
 	PathFunctions = Prefix + "/functions"   // GET ?project=&environment= → []FunctionSummary; GET /{name} → FunctionDetail; DELETE /{name} → RemoveResult
-	PathReleases  = Prefix + "/releases"    // GET ?project=&environment= → []function.Release
+	PathReleases  = Prefix + "/releases"    // GET ?project=&environment= → []ReleaseInfo
 	PathInstances = Prefix + "/instances"   // GET → []InstanceInfo
 	PathLogs      = Prefix + "/logs"        // GET ?function=&project=&environment=&follow=1&since=RFC3339&limit= → stream of LogEntry (newline-delimited JSON)
 	PathDoctor    = Prefix + "/doctor"      // GET → DoctorReport
@@ -75,6 +75,13 @@ type DeployRequest struct {
 	NoCache bool `json:"no_cache,omitempty"`
 	// Wait waits for another deploy of the same environment instead of answering CodeConflict.
 	Wait bool `json:"wait,omitempty"`
+	// NoActivate records the release and routes nothing to it: only its number (qualifier r<N>) reaches it.
+	NoActivate bool `json:"no_activate,omitempty"`
+	// Canary gives the release this share of the requests, in percent, above 0 and below 100, instead of
+	// all of them; 0 activates it.
+	Canary float64 `json:"canary,omitempty"`
+	// Auto lets lfxd promote or abort the canary by itself; only with Canary.
+	Auto *Judgement `json:"auto,omitempty"`
 }
 
 // SourceDirName is the name under which a session offers the build context directory.
@@ -147,7 +154,14 @@ type InstanceInfo struct {
 	function.Key
 	ID      string    `json:"id"`
 	Version int       `json:"version"`
-	State   string    `json:"state"` // starting, idle, busy, stopping
+	// State is "starting", "spare" (created ahead, has run no code of the function), "idle", "frozen" (idle,
+	// its processes stopped), "busy" or "stopping".
+	State string `json:"state"`
+	// Release is the one that the invocation in progress is bound to, else the one that started it.
+	Release  int `json:"release,omitempty"`
+	InFlight int `json:"in_flight"`
+	// MemoryBytes is what its cgroup counts now; 0 when that is not known.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
 	Address string    `json:"address"`
 	Started time.Time `json:"started"`
 	Used    time.Time `json:"used,omitzero"`
