@@ -186,21 +186,6 @@ func (b *backend) Remove(ctx context.Context, name string, filter function.Envir
 	return b.deployer.Remove(ctx, key)
 }
 
-// Releases implements server.Backend.
-func (b *backend) Releases(filter function.Environment) []function.Release {
-	view := b.store.View()
-	out := []function.Release{}
-	for _, e := range view.Environments() {
-		if !matches(filter, e.Environment) {
-			continue
-		}
-		for _, r := range view.Releases(e.Environment) {
-			out = append(out, *r)
-		}
-	}
-	return out
-}
-
 // Instances implements server.Backend.
 func (b *backend) Instances() []api.InstanceInfo {
 	out := []api.InstanceInfo{}

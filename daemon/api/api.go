@@ -152,8 +152,8 @@ type FunctionDetail struct {
 // InstanceInfo is one instance (AWS: execution environment).
 type InstanceInfo struct {
 	function.Key
-	ID      string    `json:"id"`
-	Version int       `json:"version"`
+	ID      string `json:"id"`
+	Version int    `json:"version"`
 	// State is "starting", "spare" (created ahead, has run no code of the function), "idle", "frozen" (idle,
 	// its processes stopped), "busy" or "stopping".
 	State string `json:"state"`
@@ -161,10 +161,10 @@ type InstanceInfo struct {
 	Release  int `json:"release,omitempty"`
 	InFlight int `json:"in_flight"`
 	// MemoryBytes is what its cgroup counts now; 0 when that is not known.
-	MemoryBytes int64 `json:"memory_bytes,omitempty"`
-	Address string    `json:"address"`
-	Started time.Time `json:"started"`
-	Used    time.Time `json:"used,omitzero"`
+	MemoryBytes int64     `json:"memory_bytes,omitempty"`
+	Address     string    `json:"address"`
+	Started     time.Time `json:"started"`
+	Used        time.Time `json:"used,omitzero"`
 	// Phases says in microseconds where the time of its start went: snapshot, container, create, network,
 	// check, start, init.
 	Phases map[string]int64 `json:"phases_us,omitempty"`

@@ -28,11 +28,33 @@ type Backend interface {
 	Functions(filter function.Environment) []api.FunctionSummary
 	Function(name string, filter function.Environment) (*api.FunctionDetail, error)
 	Remove(ctx context.Context, name string, filter function.Environment) (*api.RemoveResult, error)
-	Releases(filter function.Environment) []function.Release
 	Instances() []api.InstanceInfo
+	ReleaseBackend
 	// Logs calls entry for each line, until the query is exhausted, ctx ends or entry fails.
 	Logs(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error
 	Doctor(ctx context.Context) api.DoctorReport
+}
+
+// ReleaseBackend is what the control API asks about releases, traffic and single invocations. The
+// environment of a filter may have empty members, which match all; that of a request is complete but for
+// what its type says. Errors are *api.Error where the caller can do something.
+type ReleaseBackend interface {
+	Releases(filter function.Environment) []api.ReleaseInfo
+	// Rollback activates an earlier release: warm first, then the switch. Progress as a deploy's.
+	Rollback(ctx context.Context, req api.RollbackRequest, event func(api.DeployEvent)) (*api.DeployResult, error)
+	Traffic(filter function.Environment) []api.Traffic
+	SetTraffic(ctx context.Context, req api.TrafficRequest) (*api.Traffic, error)
+	Promote(ctx context.Context, req api.ReleaseRequest) (*api.Traffic, error)
+	Abort(ctx context.Context, req api.ReleaseRequest) (*api.Traffic, error)
+	Diff(env function.Environment, from, to int) (*api.ReleaseDiff, error)
+	Aliases(filter function.Environment, fn string) ([]api.Alias, error)
+	SetAlias(ctx context.Context, a api.Alias) (*api.Alias, error)
+	DeleteAlias(ctx context.Context, env function.Environment, fn, name string) (*api.Alias, error)
+	Environments(filter function.Environment) []api.EnvironmentInfo
+	RemoveEnvironment(ctx context.Context, env function.Environment) (*api.EnvironmentInfo, error)
+	Record(id string) (*api.Record, error)
+	// Metrics writes Prometheus' text format.
+	Metrics(w io.Writer) error
 }
 
 // LogQuery selects log lines.

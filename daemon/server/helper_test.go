@@ -23,11 +23,12 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // fakeBackend answers with what its fields say; a nil field answers with a zero value.
 type fakeBackend struct {
-	deploy   func(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error)
-	function func(name string, f function.Environment) (*api.FunctionDetail, error)
-	remove   func(name string, f function.Environment) (*api.RemoveResult, error)
-	logs     func(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error
-	filter   function.Environment // of the last list
+	ReleaseBackend // what no test calls
+	deploy         func(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error)
+	function       func(name string, f function.Environment) (*api.FunctionDetail, error)
+	remove         func(name string, f function.Environment) (*api.RemoveResult, error)
+	logs           func(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error
+	filter         function.Environment // of the last list
 }
 
 func (b *fakeBackend) Version(context.Context) api.VersionInfo { return api.VersionInfo{Version: "1"} }
@@ -44,8 +45,8 @@ func (b *fakeBackend) Function(name string, f function.Environment) (*api.Functi
 func (b *fakeBackend) Remove(_ context.Context, name string, f function.Environment) (*api.RemoveResult, error) {
 	return b.remove(name, f)
 }
-func (b *fakeBackend) Releases(function.Environment) []function.Release { return []function.Release{} }
-func (b *fakeBackend) Instances() []api.InstanceInfo                    { return []api.InstanceInfo{} }
+func (b *fakeBackend) Releases(function.Environment) []api.ReleaseInfo { return []api.ReleaseInfo{} }
+func (b *fakeBackend) Instances() []api.InstanceInfo                   { return []api.InstanceInfo{} }
 func (b *fakeBackend) Logs(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error {
 	return b.logs(ctx, q, entry)
 }
