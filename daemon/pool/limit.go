@@ -43,6 +43,10 @@ type want struct {
 const (
 	// patience is how long a pool that has nothing waits before a busy one gives up an instance for it.
 	patience = time.Second
+	// keepFrom and keepUntil say how long a pool must have waited so that room is kept for it from others
+	// that have nothing either.
+	keepFrom  = 2 * time.Second
+	keepUntil = 10 * time.Second
 	// askAgain is the pause before others are asked to give way again.
 	askAgain = 100 * time.Millisecond
 )
@@ -83,7 +87,7 @@ func (l *limit) take(p *Pool, urgent bool) bool {
 	n := l.unit(p)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.roomLocked(p) && !l.keptLocked(p) {
+	if l.roomLocked(p) && !l.keptLocked(l.keepersLocked(), p) {
 		l.used += n
 		l.gauge.begin(p)
 		l.forgetLocked(p)
@@ -104,18 +108,47 @@ func (l *limit) take(p *Pool, urgent bool) bool {
 	return false
 }
 
-// keptLocked says whether the room that is left is kept for others: for those that have nothing and wait for long, while
-// p has something. Without it a large instance would never find room beside many small ones.
-func (l *limit) keptLocked(p *Pool) bool {
-	if l.wants.Load() == 0 || p.needy() {
-		return false
+// keepers are those for whom room is kept: they have nothing and wait for long. Without it a large instance would never find
+// room beside many small ones.
+type keepers struct {
+	// some: room is kept from all that have something.
+	some bool
+	// since is when the oldest came for whom room is kept also from those that have nothing and came later; zero without one.
+	// What has waited for so long that room seems not to come is not among them.
+	since time.Time
+}
+
+// keepersLocked finds them.
+func (l *limit) keepersLocked() (k keepers) {
+	if l.wants.Load() == 0 {
+		return k
 	}
+	now := time.Now()
 	for o, w := range l.wanting {
-		if o != p && w.urgent && o.needy() && time.Since(w.since) >= patience {
-			return true
+		waited := now.Sub(w.since)
+		if !w.urgent || waited < patience || !o.needy() {
+			continue
+		}
+		k.some = true
+		if waited >= keepFrom && waited < keepUntil && (k.since.IsZero() || w.since.Before(k.since)) {
+			k.since = w.since
 		}
 	}
-	return false
+	return k
+}
+
+// keptLocked says whether the room that is left is kept from p.
+func (l *limit) keptLocked(k keepers, p *Pool) bool {
+	switch {
+	case !k.some:
+		return false
+	case !p.needy():
+		return true
+	case k.since.IsZero():
+		return false
+	}
+	w := l.wanting[p]
+	return w == nil || k.since.Before(w.since)
 }
 
 // noteLocked returns the place of p in the line, at its end when it had none.
@@ -242,8 +275,9 @@ func (l *limit) next(p *Pool, tried map[*Pool]bool) (next *Pool, urgent, room bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var first *want
+	kept := l.keepersLocked()
 	for o, w := range l.wanting {
-		fits := l.roomLocked(o)
+		fits := l.roomLocked(o) && !l.keptLocked(kept, o)
 		if tried[o] || !fits && (o == p || !l.shortLocked(o)) {
 			continue
 		}

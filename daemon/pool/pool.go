@@ -801,6 +801,9 @@ func (p *Pool) close() {
 		refused = append(refused, w)
 	}
 	p.mu.Unlock()
+	for _, l := range p.limits() {
+		l.forget(p)
+	}
 	for _, s := range old {
 		s.worker.Close("spindown")
 	}
