@@ -11,6 +11,11 @@ const (
 	BinWidth = time.Minute
 	Range    = Bins * BinWidth
 
+	// Idle times below a minute are counted apart, in nearBins of nearWidth: a busy function has millions of
+	// them.
+	nearBins  = 6
+	nearWidth = BinWidth / nearBins
+
 	// memory is how many idle times above a minute are remembered with full weight: at each multiple all
 	// counts are halved, so that old habits fade.
 	memory = 512
@@ -22,12 +27,12 @@ const (
 // no pointers, takes less than a KiB, and none of its methods allocates. It may be copied. Its owner
 // guards it; Policy.Window keeps its last answer in it.
 type Func struct {
-	// near counts idle times below a minute, apart from the others: a busy function has millions of
-	// them, which say nothing about its longer pauses.
-	near uint32
-	bins [Bins]uint16 // bins[0] is not used
-	long uint32       // idle times beyond the range, and instances whose call never came
-	rest uint32       // the sum of bins and long
+	near [nearBins]uint32 // idle times below a minute
+	bins [Bins]uint16     // by minute; bins[0] is not used
+	long uint32           // idle times beyond the range, and instances whose call never came
+	rest uint32           // the sum of bins and long
+	// again is the part of rest that came about as long after as one before it did.
+	again uint32
 
 	// gone are the instances that were given up and not asked for since, the latest last, those
 	// that became idle within a bin's width of each other in one group.
@@ -45,26 +50,38 @@ type absence struct {
 
 // made is the window as last computed, and from what.
 type made struct {
-	ok         bool
-	near, rest uint32 // the counts then
-	news       uint32 // observations above a minute since
-	cost       Cost
-	window     Window
-	score      [len(scoreAges)]float32
+	ok     bool
+	near   uint32 // how many idle times below a minute there were
+	news   uint32 // how many longer ones came since
+	cost   Cost
+	window Window
+	score  [len(scoreAges)]float32
 }
 
 // Seen returns how many idle times the function is known by.
-func (f *Func) Seen() int { return int(f.near) + int(f.rest) }
+func (f *Func) Seen() int { return int(f.short()) + int(f.rest) }
+
+// short returns the number of idle times below a minute.
+func (f *Func) short() uint32 {
+	var sum uint32
+	for _, n := range f.near {
+		sum += n
+	}
+	return sum
+}
 
 // Observe notes that an invocation took an instance that had been idle for this long.
 func (f *Func) Observe(idle time.Duration) {
-	if idle < BinWidth {
-		if f.near < math.MaxUint32 {
-			f.near++
-		}
+	if idle >= BinWidth {
+		f.add(idle, 1)
 		return
 	}
-	f.add(idle, 1)
+	n := &f.near[max(idle, 0)/nearWidth]
+	if *n++; *n == math.MaxUint32/nearBins {
+		for i := range f.near {
+			f.near[i] /= 2
+		}
+	}
 }
 
 // Missed notes that an invocation found no idle instance, so that one has to be started. When one had been
@@ -73,12 +90,7 @@ func (f *Func) Missed(now time.Time) {
 	if f.ngone == 0 {
 		return
 	}
-	idle := now.Sub(time.Unix(0, f.pop()))
-	if idle < BinWidth {
-		f.Observe(idle)
-		return
-	}
-	f.add(idle, 1)
+	f.Observe(now.Sub(time.Unix(0, f.pop())))
 }
 
 // GaveUp notes that an instance that became idle at since was ended because its time was over or its
@@ -134,9 +146,13 @@ func (f *Func) pop() int64 {
 // add counts n idle times of a minute or more.
 func (f *Func) add(idle time.Duration, n uint32) {
 	n = min(n, memory)
+	bin := min(int(idle/BinWidth), Bins)
+	if f.known(bin) {
+		f.again += n
+	}
 	f.rest += n
 	f.made.news += n
-	if bin := int(idle / BinWidth); bin < Bins {
+	if bin < Bins {
 		f.bins[bin] += uint16(n)
 	} else {
 		f.long += n
@@ -146,29 +162,52 @@ func (f *Func) add(idle time.Duration, n uint32) {
 	}
 }
 
+// around returns the bins that are about the same idle time as bin.
+func around(bin int) (from, to int) {
+	side := max(1, bin/20)
+	return max(1, bin-side), min(Bins-1, bin+side)
+}
+
+// known says whether an idle time about as long was seen before.
+func (f *Func) known(bin int) bool {
+	if bin >= Bins {
+		return f.long > 0
+	}
+	from, to := around(bin)
+	for _, n := range f.bins[from : to+1] {
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // halve makes all that is known count half.
 func (f *Func) halve() {
-	f.near /= 2
 	f.long /= 2
 	f.rest = f.long
+	for i := range f.near {
+		f.near[i] /= 2
+	}
 	for i := range f.bins {
 		f.bins[i] /= 2
 		f.rest += uint32(f.bins[i])
 	}
+	f.again = min(f.again/2, f.rest)
 }
 
-// percentile returns the bin behind which less than one in a hundred of the idle times within the range lie, with a
-// tenth of margin; Bins while too few are known.
+// percentile returns the cell behind which less than one in a hundred of the idle times within the range lie, with a
+// tenth of margin; the last one while too few are known.
 func (f *Func) percentile() int {
 	within := f.rest - f.long
 	if within < 16 {
-		return Bins
+		return cells - 1
 	}
 	var sum uint32
 	for i, n := range f.bins {
 		if sum += uint32(n); sum*100 >= within*99 {
-			return min(Bins, i+i/10+2)
+			return cellOf(bins(min(Bins, i+i/10+2)))
 		}
 	}
-	return Bins
+	return cells - 1
 }

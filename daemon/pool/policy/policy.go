@@ -96,7 +96,7 @@ func (w Window) Until(age time.Duration) time.Duration {
 // with Funcs of its own.
 type Policy struct {
 	opts  Options
-	prior [Bins]float64 // what is believed of a function of which nothing is known; sums up to less than 1
+	prior [cells]float64 // what is believed of a function of which nothing is known; sums up to 1
 }
 
 // longest is the idle time up to which the prior reaches, and all that lie beyond the range are taken for.
@@ -108,8 +108,8 @@ func New(opts Options) *Policy {
 	// Idle times of functions are spread over magnitudes: evenly over the logarithm from a second to a day.
 	all := math.Log(longest.Seconds())
 	for i := range p.prior {
-		from := max(1, float64(i)*BinWidth.Seconds())
-		p.prior[i] = math.Log(float64(i+1)*BinWidth.Seconds()/from) / all
+		from, to := cell(i)
+		p.prior[i] = math.Log(to.Seconds()/max(1, from.Seconds())) / all
 	}
 	return p
 }
@@ -144,12 +144,13 @@ var scoreAges = [...]time.Duration{
 
 func (p *Policy) refresh(f *Func, c Cost) {
 	m := &f.made
-	if m.ok && m.cost == c && m.news <= m.rest/8 && f.near <= m.near+m.near/4 {
+	short := f.short()
+	if m.ok && m.cost == c && m.news <= f.rest/8 && short <= m.near+m.near/4 && short >= m.near/2 {
 		return
 	}
 	var v view
 	p.weigh(&v, f, c)
-	*m = made{ok: true, near: f.near, rest: f.rest, cost: c, score: v.scores(c)}
+	*m = made{ok: true, near: short, cost: c, score: v.scores(c)}
 	if f.Seen() < p.opts.Learn {
 		m.window.KeepFor = p.opts.Fallback
 	} else {

@@ -2,25 +2,55 @@ package policy
 
 import "time"
 
-// view is the expected course of an idle time, and what each minute of it is worth. The last bin stands for all
-// beyond the range.
+// cells divide all idle times: those below a minute, the minutes of the range, and all that lie beyond.
+const cells = nearBins + Bins - 1 + 1
+
+// cell returns from when to when a cell reaches.
+func cell(i int) (from, to time.Duration) {
+	switch {
+	case i < nearBins:
+		return time.Duration(i) * nearWidth, time.Duration(i+1) * nearWidth
+	case i < cells-1:
+		return bins(i - nearBins + 1), bins(i - nearBins + 2)
+	}
+	return Range, longest
+}
+
+// cellOf returns the cell that an idle time lies in.
+func cellOf(idle time.Duration) int {
+	switch {
+	case idle < BinWidth:
+		return int(max(idle, 0) / nearWidth)
+	case idle < Range:
+		return nearBins - 1 + int(idle/BinWidth)
+	}
+	return cells - 1
+}
+
+func bins(n int) time.Duration { return time.Duration(n) * BinWidth }
+
+// view is the expected course of an idle time, and what each cell of it is worth.
 type view struct {
-	p     [Bins + 1]float64 // weight of a call in this bin
-	alive [Bins + 1]float64 // weight of no call before this bin
-	hold  [Bins + 1]float64 // seconds for which an instance is held in this bin, × weight
-	// warm and spare are what a bin gains at this temperature against cold, in MiB·s × weight.
-	warm, spare [Bins + 1]float64
+	p     [cells]float64 // weight of a call in this cell
+	alive [cells]float64 // weight of no call before this cell
+	hold  [cells]float64 // seconds for which an instance is held in this cell, × weight
+	// warm and spare are what a cell gains at this temperature against cold, in MiB·s × weight.
+	warm, spare [cells]float64
 }
 
 // weigh fills the view of a function.
 func (p *Policy) weigh(v *view, f *Func, c Cost) {
-	v.p[0] = float64(f.near)
-	v.p[Bins] = float64(f.long) + 1
-	once := 1 / (1 + float64(f.rest)/8) // the less is known, the wider it is spread
-	for i, w := range p.prior {
-		v.p[i] += w
-		v.p[Bins] -= w
-		v.spread(i, float64(f.bins[i]), once)
+	v.p = p.prior
+	for i, n := range f.near {
+		v.p[i] += float64(n)
+	}
+	v.p[cells-1] += float64(f.long)
+	sharp := (float64(f.again) + 0.5) / (float64(f.rest) + 1)
+	for i, n := range f.bins {
+		if n > 0 {
+			v.spread(i, float64(n)*sharp)
+			v.blur(i, float64(n)*(1-sharp))
+		}
 	}
 	total := 0.0
 	for _, w := range v.p {
@@ -29,18 +59,27 @@ func (p *Policy) weigh(v *view, f *Func, c Cost) {
 	v.value(total, p.opts.Worth, c)
 }
 
-// spread adds n idle times to bin i, a part of them to the bins around, 5 % to either side: what was
-// seen once comes again about then.
-func (v *view) spread(i int, n, part float64) {
-	if n == 0 {
-		return
-	}
-	side := max(1, i/20)
-	from, to := max(1, i-side), min(Bins-1, i+side)
-	v.p[i] += n * (1 - part)
-	each := n * part / float64(to-from+1)
+// spread adds n idle times around bin: what was seen comes again about then.
+func (v *view) spread(bin int, n float64) {
+	from, to := around(bin)
+	each := n / float64(to-from+1) / 2
+	v.p[nearBins-1+bin] += n / 2
 	for j := from; j <= to; j++ {
-		v.p[j] += each
+		v.p[nearBins-1+j] += each
+	}
+}
+
+// blur adds n idle times to all that are half as long up to twice as long: what was seen says little about when it
+// comes again.
+func (v *view) blur(bin int, n float64) {
+	from, to := max(1, bin/2), 2*bin+1
+	each := n / float64(to-from+1)
+	if to >= Bins {
+		v.p[cells-1] += each * float64(to-Bins+1)
+		to = Bins - 1
+	}
+	for j := from; j <= to; j++ {
+		v.p[nearBins-1+j] += each
 	}
 }
 
@@ -50,24 +89,21 @@ func (v *view) value(alive, worth float64, c Cost) {
 	if scarcity == 0 {
 		scarcity = 1
 	}
-	width := BinWidth.Seconds()
 	for i, w := range v.p {
-		if i == Bins {
-			width = (longest - Range).Seconds()
-		}
+		from, to := cell(i)
 		v.alive[i] = alive
-		v.hold[i] = (alive - w/2) * width
+		v.hold[i] = (alive - w/2) * (to - from).Seconds()
 		alive = max(0, alive-w)
 		v.warm[i] = w*worth*c.Start.Seconds() - v.hold[i]*c.MemoryMB*scarcity
 		v.spare[i] = w*worth*(c.Start-c.SpareStart).Seconds() - v.hold[i]*c.SpareMB*scarcity
 	}
 }
 
-// window finds the minutes that gain most: those from the beginning up to KeepFor, and a later stretch, which
-// has to gain more than the start in the background costs. None lies behind end.
+// window finds the cells that gain most: those from the beginning up to KeepFor, and a later stretch, which
+// has to gain more than the start in the background costs. All lie before end.
 func (v *view) window(end int, again float64) Window {
-	var until [Bins + 1]int // where the best stretch from a bin on ends
-	var gain [Bins + 1]float64
+	var until [cells + 1]int // where the best stretch from a cell on ends
+	var gain [cells + 1]float64
 	for a := end - 1; a >= 0; a-- {
 		gain[a], until[a] = v.warm[a], a+1
 		if gain[a+1] > 0 {
@@ -75,24 +111,30 @@ func (v *view) window(end int, again float64) Window {
 		}
 	}
 	var w Window
-	var sum, head, best float64 // head is the most that bins before a gain, kept to keep
+	var sum, head, best float64 // head is the most that the cells before a gain, kept up to keep
 	keep := 0
-	for a := 0; a <= end; a++ {
+	for a := range end + 1 {
 		if sum > head {
 			head, keep = sum, a
 		}
-		if total := head + gain[a] - v.alive[a]*again; a > keep && a < end && total > best && gain[a] > v.alive[a]*again {
-			best = total
-			w = Window{KeepFor: bins(keep), PrewarmAt: bins(a), PrewarmUntil: bins(until[a])}
+		if a == end {
+			break
 		}
-		if a < end {
-			sum += v.warm[a]
+		if later := gain[a] - v.alive[a]*again; a > keep && later > 0 && head+later > best {
+			best = head + later
+			w = Window{KeepFor: begin(keep), PrewarmAt: begin(a), PrewarmUntil: begin(until[a])}
 		}
+		sum += v.warm[a]
 	}
 	if head >= best {
-		w = Window{KeepFor: bins(keep)}
+		w = Window{KeepFor: begin(keep)}
 	}
 	return w
+}
+
+func begin(i int) time.Duration {
+	from, _ := cell(i)
+	return from
 }
 
 // spareFor finds until when a spare gains.
@@ -104,17 +146,17 @@ func (v *view) spareFor() time.Duration {
 			best, end = sum, i+1
 		}
 	}
-	if end > Bins {
+	if end == cells {
 		return Forever
 	}
-	return bins(end)
+	return begin(end)
 }
 
 // scores computes what Policy.Score answers.
 func (v *view) scores(c Cost) (out [len(scoreAges)]float32) {
 	for k, age := range scoreAges {
 		var calls, held, best float64
-		for i := int(age / BinWidth); i <= Bins; i++ {
+		for i := cellOf(age); i < cells; i++ {
 			calls += v.p[i]
 			held += v.hold[i]
 			if held > 0 {
@@ -125,5 +167,3 @@ func (v *view) scores(c Cost) (out [len(scoreAges)]float32) {
 	}
 	return out
 }
-
-func bins(n int) time.Duration { return time.Duration(n) * BinWidth }
