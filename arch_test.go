@@ -43,7 +43,7 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/invocation", "daemon/function", "the leaf between gateway and pool: what travels for one invocation"},
 	{"daemon/logs", "daemon/api daemon/function", "an entry is the same on disk and on the wire"},
 	{"daemon/manifest", "daemon/function", "a manifest becomes function specs"},
-	{"daemon/pool", "daemon/function daemon/invocation", "decides which instance serves; makes none itself (pool.Starter)"},
+	{"daemon/pool", "daemon/function daemon/invocation daemon/pool/policy", "decides which instance serves, policy how long one is kept; makes none itself (pool.Starter)"},
 	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation", "one route table for both APIs, so it holds the gateway"},
 	{"daemon/store", "daemon/function", "records the domain"},
 	{"daemon/store/storetest", "daemon/store daemon/function internal/tmpdir", "the contract that every store passes, in folders that need no disk"},
