@@ -66,6 +66,15 @@ func (s *fakeStarter) Start(ctx context.Context, req StartRequest) (Worker, erro
 	return w, nil
 }
 
+// counts are what a starter has made: so far, now, and at most at once.
+type counts struct{ started, alive, most int }
+
+func (s *fakeStarter) count() counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return counts{s.started, s.alive, s.most}
+}
+
 func (s *fakeStarter) gone() {
 	s.mu.Lock()
 	s.alive--
