@@ -119,6 +119,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}{
 		{"directories", d.openDirs},
 		{"state", d.openState},
+		{"kernel", d.checkKernel},
 		{"listeners", d.bind},
 		{"network", d.openNetwork}, // the firewall stands before the build bridge appears
 		{"engine", d.openEngine},
