@@ -6,12 +6,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/internal/http1"
 )
 
 const (
@@ -57,6 +58,8 @@ type conn struct {
 	// raw is nil when the connection has no descriptor (net.Pipe in tests).
 	raw   syscall.RawConn
 	rawFn func(fd uintptr) bool
+	// out is the buffer for the head of an event. Guarded by wmu.
+	out []byte
 	// iov is what the current attempt writes, sent and werr are its outcome. Guarded by wmu.
 	iov  [2][]byte
 	sent int
@@ -100,18 +103,17 @@ func (c *conn) shrink() {
 func (c *conn) readHead(h *head) error {
 	for searched := 0; ; {
 		b := c.buf[c.r:c.w]
-		if i := bytes.Index(b[searched:], []byte("\r\n\r\n")); i >= 0 {
-			end := searched + i + 4
+		if end := http1.End(b, searched); end >= 0 {
 			if !parseHead(b[:end], h) {
 				return errFallback
 			}
 			c.r += end
 			return c.clearDeadline()
 		}
-		if len(b) >= maxHead || bareLF(b) {
+		if len(b) >= maxHead || http1.BareLF(b) {
 			return errFallback
 		}
-		searched = max(len(b)-3, 0)
+		searched = len(b)
 		if len(b) > 0 && !c.deadline {
 			if err := c.setDeadline(headTimeout); err != nil {
 				return err
@@ -119,19 +121,6 @@ func (c *conn) readHead(h *head) error {
 		}
 		if err := c.fill(); err != nil {
 			return err
-		}
-	}
-}
-
-// bareLF reports a line end that is no CRLF: net/http decides what to make of it.
-func bareLF(b []byte) bool {
-	for i := 0; ; i++ {
-		j := bytes.IndexByte(b[i:], '\n')
-		if j < 0 {
-			return false
-		}
-		if i += j; i == 0 || b[i-1] != '\r' {
-			return true
 		}
 	}
 }
@@ -214,7 +203,7 @@ func (c *conn) handle(h *head) error {
 		rep := simple(h.route, h.extensionID)
 		err = c.refuse(rep)
 	}
-	if err == nil && h.close {
+	if err == nil && h.Close {
 		return io.EOF
 	}
 	return err
@@ -235,8 +224,6 @@ func (c *conn) post(h *head) error {
 	if err := c.clearDeadline(); err != nil {
 		return err
 	}
-	// The invoker is next on this processor: its client's answer leaves before our 202, 10 µs earlier.
-	runtime.Gosched()
 	return c.write(rep.wire)
 }
 
