@@ -7,12 +7,10 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"lfx.dev/lfxd/internal/http1"
+	"lfx.dev/lfxd/internal/nbwrite"
 )
 
 const (
@@ -55,25 +53,16 @@ type conn struct {
 	// wmu serialises writers: the connection's goroutine and the invoker of a parked next. It is taken
 	// with Server.mu held only for a parked connection, whose goroutine never writes.
 	wmu sync.Mutex
-	// raw is nil when the connection has no descriptor (net.Pipe in tests).
-	raw   syscall.RawConn
-	rawFn func(fd uintptr) bool
 	// out is the buffer for the head of an event. Guarded by wmu.
 	out []byte
-	// iov is what the current attempt writes, sent and werr are its outcome. Guarded by wmu.
-	iov  [2][]byte
-	sent int
-	werr error
+	// nb writes without waiting. Guarded by wmu.
+	nb nbwrite.Writer
 }
 
 // newConn wraps an accepted connection.
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc, buf: make([]byte, readBuffer)}
-	if sc, ok := nc.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			c.raw, c.rawFn = raw, c.attempt
-		}
-	}
+	c.nb.Reset(nc)
 	return c
 }
 
@@ -317,7 +306,7 @@ func (c *conn) hold() error {
 func (c *conn) write(b []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	n, err := c.tryWrite(b, nil)
+	n, err := c.nb.Try(b, nil)
 	if err != nil || n == len(b) {
 		return err
 	}
@@ -328,37 +317,4 @@ func (c *conn) write(b []byte) error {
 		return err
 	}
 	return c.nc.SetWriteDeadline(time.Time{})
-}
-
-// tryWrite writes as much as the socket takes at once: one system call, no wait. wmu is held.
-func (c *conn) tryWrite(head, payload []byte) (int, error) {
-	if c.raw == nil {
-		return 0, nil
-	}
-	c.iov[0], c.iov[1] = head, payload
-	err := c.raw.Write(c.rawFn)
-	c.iov[0], c.iov[1] = nil, nil
-	if err == nil {
-		err = c.werr
-	}
-	return c.sent, err
-}
-
-// attempt is one write or writev; it always returns true, because it never waits.
-func (c *conn) attempt(fd uintptr) bool {
-	for {
-		if len(c.iov[1]) == 0 {
-			c.sent, c.werr = unix.Write(int(fd), c.iov[0])
-		} else {
-			c.sent, c.werr = unix.Writev(int(fd), c.iov[:])
-		}
-		switch c.werr {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			c.werr = nil
-		}
-		c.sent = max(c.sent, 0)
-		return true
-	}
 }

@@ -251,7 +251,7 @@ func (s *Server) deliver(inv *Invocation, c *conn, kick bool) {
 		head, payload = append(head, payload...), nil
 	}
 	c.out = keep(head)
-	n, err := c.tryWrite(head, payload)
+	n, err := c.nb.Try(head, payload)
 	if err == nil && n < len(head)+len(payload) {
 		err = s.writeRest(inv, c, head, payload, n)
 	}

@@ -84,7 +84,7 @@ func (s *Server) parkLocked(w waiter) {
 func (c *conn) replace(kick bool) {
 	defer c.wmu.Unlock()
 	rep := transitionReply(stateReady, stateReady).wire
-	n, err := c.tryWrite(rep, nil)
+	n, err := c.nb.Try(rep, nil)
 	if err == nil && n == len(rep) {
 		if kick {
 			_ = c.nc.SetReadDeadline(longAgo)
