@@ -341,6 +341,9 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	})
 	d.onClose(func() {
 		d.pools.Close(d.drain)
+		if d.server != nil { // its requests have ended with their instances
+			d.server.Wait()
+		}
 		d.starter.Wait()
 	})
 	if err := d.openServer(); err != nil {

@@ -448,6 +448,12 @@ func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocatio
 	return b.pool.invoke(ctx, req)
 }
 
+// Begin implements invocation.Route.
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+	req.Binding = b.release
+	return b.pool.begin(req, done)
+}
+
 // Close implements invocation.Route.
 func (b *Bound) Close() {
 	if b.pinned != nil {

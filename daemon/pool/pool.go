@@ -27,6 +27,14 @@ type Worker interface {
 	Info() WorkerInfo
 }
 
+// Beginner is a Worker whose invocations need no goroutine that waits for their outcome.
+type Beginner interface {
+	// Begin is Invoke whose outcome goes to done, which may be before Begin returns. It returns false, and
+	// does nothing, when it would have to wait for the runtime, or when the request asks for what
+	// only Invoke does.
+	Begin(req *invocation.Request, done invocation.Completion) bool
+}
+
 // WorkerInfo describes a worker for people.
 type WorkerInfo struct {
 	ID      string
@@ -105,6 +113,19 @@ type slot struct {
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
+	// done gets the outcome of an invocation that begin began. Whoever made the slot busy owns it until
+	// the outcome is known.
+	done invocation.Completion
+}
+
+// Complete implements invocation.Completion: the worker's outcome passes through the slot.
+func (s *slot) Complete(out *invocation.Outcome) {
+	done := s.done
+	s.done = nil
+	if out != nil {
+		s.answered.Store(time.Now().UnixNano())
+	}
+	done.Complete(out)
 }
 
 // settleTime is how long an instance may take from its answer to its next request for work before the
@@ -179,15 +200,43 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 	}
 }
 
+// begin gives the request to the hottest idle worker, if there is one that takes it without a wait.
+func (p *Pool) begin(req *invocation.Request, done invocation.Completion) bool {
+	p.mu.Lock()
+	s := p.takeLocked()
+	p.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	if b, ok := s.worker.(Beginner); ok {
+		s.done = done
+		if b.Begin(req, s) {
+			return true
+		}
+		s.done = nil
+	}
+	p.idleAgain(s)
+	return false
+}
+
+// takeLocked takes the hottest idle slot, or nil.
+func (p *Pool) takeLocked() *slot {
+	n := len(p.idle)
+	if n == 0 {
+		return nil
+	}
+	s := p.idle[n-1]
+	p.idle[n-1] = nil
+	p.idle = p.idle[:n-1]
+	s.state = busy
+	s.answered.Store(0)
+	return s
+}
+
 // acquire takes the hottest idle slot, or waits for one.
 func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
 	p.mu.Lock()
-	if n := len(p.idle); n > 0 {
-		s := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		s.state = busy
-		s.answered.Store(0)
+	if s := p.takeLocked(); s != nil {
 		p.mu.Unlock()
 		return s, nil, nil
 	}
