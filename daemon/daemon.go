@@ -328,8 +328,8 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.starter = worker.NewStarter(worker.Options{
 		Instances: creator{d}, Logs: d.logs, Region: d.cfg.Region,
 		InitTimeout: d.cfg.Functions.InitTimeout.Duration, CreateTimeout: createTimeout,
-		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
-			return server.InstanceHandler(d.gateway, env, binding)
+		LambdaAPI: func(env function.Environment, caller func() invocation.Caller) http.Handler {
+			return server.InstanceHandler(d.gateway, env, caller)
 		},
 		Log: d.log,
 	})

@@ -45,6 +45,8 @@ type Scope struct {
 	Environment *function.Environment
 	// Caller is the release binding of the calling instance's invocation; nil from outside.
 	Caller invocation.Binding
+	// Parent is the request id of that invocation; empty from outside.
+	Parent string
 }
 
 // Target is what a request asks for.
@@ -69,6 +71,8 @@ type Options struct {
 	Account func(function.Environment) string
 	// Overhead is what a request may take beside the function's timeout: queue, init and a margin.
 	Overhead time.Duration
+	// Observer is told how every call ended; may be nil.
+	Observer invocation.Observer
 	Log      *slog.Logger
 }
 
@@ -93,6 +97,7 @@ type call struct {
 	tail   bool
 	dryRun bool
 	req    invocation.Request
+	told   told
 }
 
 // FunctionName splits the path of an Invoke request; ok is false when the path is another one. The
@@ -117,6 +122,8 @@ func FunctionName(u *url.URL) (name string, ok bool) {
 // ServeInvoke answers one Invoke request of the given scope.
 func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scope) {
 	c := &call{w: w, r: r, id: uuid.NewString()}
+	g.begin(c, scope)
+	defer g.end(c)
 	w.Header()["X-Amzn-Requestid"] = []string{c.id}
 	route, qualifier, err := g.resolve(c, scope)
 	if err != nil {
@@ -124,12 +131,14 @@ func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scop
 		g.refuse(c, err)
 		return
 	}
+	c.told.version, c.told.release = route.Version(), route.ReleaseNumber()
 	defer route.Close()
 	switch err := g.accept(c, route, qualifier); {
 	case err != nil:
 		discard(w, r)
 		g.refuse(c, err)
 	case c.dryRun:
+		g.observe(c, invocation.Call{Status: http.StatusNoContent})
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		g.run(c, route)
@@ -154,6 +163,7 @@ func (g *Gateway) resolve(c *call, scope Scope) (route invocation.Route, qualifi
 	if err != nil {
 		return nil, "", err
 	}
+	c.told.name, c.told.qualifier = ref.Name, ref.Qualifier
 	route, err = g.opts.Resolver.Resolve(c.r.Context(), Target{Scope: scope, Host: hostname(c.r.Host), Ref: ref})
 	return route, ref.Qualifier, err
 }
@@ -362,6 +372,7 @@ func (g *Gateway) run(c *call, route invocation.Route) {
 	case err == nil:
 		g.answer(c, route, out)
 	case cause == context.Canceled: //nolint:errorlint // net/http's own: the client left, nobody reads an answer
+		g.observe(c, invocation.Call{Result: invocation.Gone, Detail: "the client went away before an instance was free"})
 	case cause != nil:
 		g.refuse(c, &invocation.UnavailableError{Err: cause}) // the daemon shuts down
 	default:
@@ -374,6 +385,7 @@ var errDeadline = NewError("ServiceException", "The invocation did not end in th
 
 // answer writes the outcome to the client.
 func (g *Gateway) answer(c *call, route invocation.Route, out *invocation.Outcome) {
+	g.observeOutcome(c, out)
 	h := c.w.Header()
 	h["Content-Type"] = []string{"application/json"}
 	h["X-Amz-Executed-Version"] = []string{strconv.Itoa(route.Version().Number)}
@@ -410,6 +422,7 @@ func rootOf(trace string) string {
 // refuse answers with an error and logs what is ours to know.
 func (g *Gateway) refuse(c *call, err error) {
 	e := translate(err)
+	g.observeRefusal(c, e, err)
 	if e.Status >= 500 {
 		g.opts.Log.Error("invocation refused", "request_id", c.id, "path", c.r.URL.EscapedPath(), "error", err)
 	}

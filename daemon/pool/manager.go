@@ -29,6 +29,8 @@ type Options struct {
 	IdleTimeout time.Duration
 	// MemoryMB bounds the sum of the memory limits of all instances, in MiB; 0 means no bound.
 	MemoryMB int64
+	// Observer is told what becomes of instances; may be nil.
+	Observer Observer
 	Log      *slog.Logger
 }
 
@@ -73,6 +75,9 @@ type environment struct {
 
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
+	if opts.Observer == nil {
+		opts.Observer = nobody{}
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Manager{
 		opts: opts, ctx: ctx, cancel: cancel, memory: newLimit(opts.MemoryMB, memoryOf),

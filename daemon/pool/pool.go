@@ -166,6 +166,9 @@ func (p *Pool) Version() *function.Version { return p.version }
 func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
 	for {
 		s, outcome, err := p.acquire(ctx, req)
+		if err == nil {
+			granted(req)
+		}
 		if s == nil {
 			return outcome, err
 		}
@@ -204,6 +207,7 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
 	}
 	w := &waiter{ready: make(chan grant, 1), req: req}
+	queued(req)
 	p.pushLocked(w)
 	p.startForQueueLocked()
 	p.mu.Unlock()
@@ -433,21 +437,26 @@ func (p *Pool) startOne(phase InitPhase, w *waiter) error {
 	if err != nil {
 		return err
 	}
+	took := time.Since(s.used)
 	p.mu.Lock()
 	s.worker = worker
 	p.slots[s] = struct{}{}
 	p.starting--
 	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
-	closed := p.closed
+	closed := p.closed && w == nil
+	if closed {
+		p.leaveLocked(s)
+	}
 	p.notifyLocked()
 	p.mu.Unlock()
 	p.workers.Add(1)
+	p.opts.Observer.Started(p.version, took, worker.Info().Phases)
 	close(ready)
 	switch {
 	case w != nil:
 		w.ready <- grant{slot: s}
 	case closed:
-		worker.Close("spindown")
+		p.end(s, EndRelease)
 	default:
 		p.idleAgain(s)
 	}
@@ -487,6 +496,7 @@ func (p *Pool) finishStart(err error, answered bool) {
 		p.restAt = p.retryAt
 	}
 	p.mu.Unlock()
+	p.opts.Observer.StartFailed(p.version)
 	p.limit.put(p)
 	p.memory.put(p)
 	p.offer()
@@ -530,7 +540,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.head != nil && p.warming.Load() == 0 && (p.limit.starved(p) || p.memory.starved(p)) {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRoom)
 		return
 	}
 	if w := p.popLocked(); w != nil {
@@ -543,7 +553,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.closed {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 		return
 	}
 	s.state = idle
@@ -555,8 +565,12 @@ func (p *Pool) idleAgain(s *slot) {
 // dying takes a slot out of use and replaces it when somebody waits or min asks for it.
 func (p *Pool) dying(s *slot) {
 	p.mu.Lock()
+	unasked := s.state != leaving
 	p.leaveLocked(s)
 	p.mu.Unlock()
+	if unasked {
+		p.opts.Observer.Ended(p.version, EndFailed)
+	}
 }
 
 // leaveLocked marks a slot as leaving and removes it from the idle stack.
@@ -689,7 +703,7 @@ func (p *Pool) evictOne(o *Pool, urgent bool) bool {
 	s := p.idle[0]
 	p.leaveLocked(s)
 	p.mu.Unlock()
-	s.worker.Close("spindown")
+	p.end(s, EndRoom)
 	return true
 }
 
@@ -718,7 +732,7 @@ func (p *Pool) sweep(now time.Time) {
 	p.startForQueueLocked()
 	p.mu.Unlock()
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndIdle)
 	}
 }
 
@@ -738,7 +752,7 @@ func (p *Pool) close() {
 	}
 	p.mu.Unlock()
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 	}
 	for _, w := range refused {
 		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}
