@@ -34,7 +34,9 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/records"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/worker"
@@ -86,6 +88,8 @@ type Daemon struct {
 	instances   *instance.Manager
 	starter     *worker.Starter
 	pools       *pool.Manager
+	metrics     *metrics.Registry
+	records     *records.Store
 	deployer    *deploy.Deployer
 	releaser    *releaser
 	gateway     *gateway.Gateway
@@ -315,6 +319,7 @@ func (d *Daemon) liveIDs() []string {
 // openFunctions makes the pools and brings every active release back.
 func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.shareShims(ctx)
+	d.metrics, d.records = metrics.New(), records.New(d.cfg.Records.Max)
 	d.images = image.New(d.client, "overlayfs", image.Options{Owner: d.store.View().Node()})
 	d.gateway = gateway.New(gateway.Options{
 		Resolver: resolverFunc(func(ctx context.Context, t gateway.Target) (invocation.Route, error) {
@@ -323,6 +328,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		Region:   d.cfg.Region,
 		Account:  func(e function.Environment) string { return accountOf(d.store.View(), e) },
 		Overhead: d.cfg.Functions.QueueTimeout.Duration + d.cfg.Functions.InitTimeout.Duration + invokeMargin,
+		Observer: observer{d.metrics, d.records},
 		Log:      d.log,
 	})
 	d.starter = worker.NewStarter(worker.Options{
@@ -336,7 +342,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.pools = pool.NewManager(pool.Options{
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
 		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
-		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Log: d.log,
+		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Observer: d.metrics, Log: d.log,
 	})
 	d.onClose(func() {
 		d.pools.Close(d.drain)
@@ -391,7 +397,7 @@ func (d *Daemon) openServer() (err error) {
 
 func (d *Daemon) openDeployer() {
 	d.deployer = deploy.New(deploy.Options{
-		Store: d.store, Sessions: d.sessions, Builder: d.builder, Images: d.images, Releases: d.releaser,
+		Store: d.store, Sessions: d.sessions, Builder: countedBuilder{d.builder, d.metrics}, Images: d.images, Releases: d.releaser,
 		Dir: d.cfg.StateDir, RegistryHost: d.registryHost(), BaseImages: d.cfg.BaseImages,
 		Keep: d.cfg.Releases.Keep, MaxParallel: d.cfg.Build.MaxParallel, BuildTimeout: d.cfg.Build.Timeout.Duration,
 		WarmTimeout: warmTimeout, LogLimit: int64(d.cfg.Build.LogLimit), Limits: d.contextLimits(), Log: d.log,
@@ -458,6 +464,7 @@ func (d *Daemon) reconcileLoop() {
 		case <-tick.C:
 		}
 		d.reconcileNow()
+		d.pruneFigures()
 	}
 }
 
