@@ -517,6 +517,7 @@ func (j *job) result(rel function.Release, versions map[string]*function.Version
 		res.Functions = append(res.Functions, f)
 	}
 	if before != nil {
+		res.Previous = before.Number
 		for _, name := range slices.Sorted(maps.Keys(before.Versions)) {
 			if _, ok := rel.Versions[name]; !ok {
 				res.Functions = append(res.Functions, api.DeployFunction{Name: name, Version: before.Versions[name], Change: "removed"})
