@@ -37,7 +37,7 @@ func (b *fakeBackend) Deploy(ctx context.Context, req api.DeployRequest, event f
 }
 func (b *fakeBackend) Functions(f function.Environment) []api.FunctionSummary {
 	b.filter = f
-	return []api.FunctionSummary{}
+	return append([]api.FunctionSummary{}, one[api.FunctionSummary](&b.fakeReleases)...)
 }
 func (b *fakeBackend) Function(name string, f function.Environment) (*api.FunctionDetail, error) {
 	return b.function(name, f)
@@ -45,7 +45,9 @@ func (b *fakeBackend) Function(name string, f function.Environment) (*api.Functi
 func (b *fakeBackend) Remove(_ context.Context, name string, f function.Environment) (*api.RemoveResult, error) {
 	return b.remove(name, f)
 }
-func (b *fakeBackend) Instances() []api.InstanceInfo { return []api.InstanceInfo{} }
+func (b *fakeBackend) Instances() []api.InstanceInfo {
+	return append([]api.InstanceInfo{}, one[api.InstanceInfo](&b.fakeReleases)...)
+}
 func (b *fakeBackend) Logs(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error {
 	return b.logs(ctx, q, entry)
 }

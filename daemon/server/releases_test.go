@@ -20,6 +20,7 @@ import (
 type fakeReleases struct {
 	projects []string // one environment each
 	active   int
+	lists    bool // lists have one element
 	fail     error
 	calls    []string
 }
@@ -28,9 +29,17 @@ func (b *fakeReleases) call(format string, args ...any) {
 	b.calls = append(b.calls, fmt.Sprintf(format, args...))
 }
 
+// one is a list as b has them.
+func one[T any](b *fakeReleases) []T {
+	if !b.lists {
+		return nil
+	}
+	return make([]T, 1)
+}
+
 func (b *fakeReleases) Releases(f function.Environment) []api.ReleaseInfo {
 	b.call("releases %v", f)
-	return nil
+	return one[api.ReleaseInfo](b)
 }
 
 func (b *fakeReleases) Rollback(_ context.Context, req api.RollbackRequest, event func(api.DeployEvent)) (*api.DeployResult, error) {
@@ -42,7 +51,7 @@ func (b *fakeReleases) Rollback(_ context.Context, req api.RollbackRequest, even
 func (b *fakeReleases) Traffic(f function.Environment) []api.Traffic {
 	b.call("traffic %v", f)
 	if b.active == 0 {
-		return nil
+		return one[api.Traffic](b)
 	}
 	return []api.Traffic{{Environment: f, Active: b.active}}
 }
@@ -69,7 +78,7 @@ func (b *fakeReleases) Diff(env function.Environment, from, to int) (*api.Releas
 
 func (b *fakeReleases) Aliases(f function.Environment, fn string) ([]api.Alias, error) {
 	b.call("aliases %v %q", f, fn)
-	return nil, b.fail
+	return one[api.Alias](b), b.fail
 }
 
 func (b *fakeReleases) SetAlias(_ context.Context, a api.Alias) (*api.Alias, error) {
