@@ -144,9 +144,21 @@ func TestDeploySummary(t *testing.T) {
 	}
 }
 
-func TestOverwriteClearsWhatIsOld(t *testing.T) {
-	if got, want := string(overwrite([]byte("a\nb\n"))), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+func TestOverwriteClearsWhatIsOldAndFits(t *testing.T) {
+	for _, tt := range []struct {
+		picture string
+		rows    int
+		want    string
+	}{
+		{"a\nb\n", 0, "a\x1b[K\nb\x1b[K\n"},
+		{"a\nb\n", 3, "a\x1b[K\nb\x1b[K\n"},
+		{"a\nb\nc\n", 3, "a\x1b[K\n… 2 more\x1b[K\n"}, // the cursor stands on the last row
+		{"a\nb\n", 1, "a\x1b[K\nb\x1b[K\n"},
+		{"", 5, ""},
+	} {
+		if got, want := string(overwrite([]byte(tt.picture), tt.rows)), "\x1b[?7l\x1b[H"+tt.want+"\x1b[J\x1b[?7h"; got != want {
+			t.Errorf("%q on %d rows: got %q, want %q", tt.picture, tt.rows, got, want)
+		}
 	}
 }
 

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/containerd/console"
 	"github.com/spf13/cobra"
 
 	"lfx.dev/lfxd/daemon/api"
@@ -90,7 +92,7 @@ func (a *app) repeat(ctx context.Context, interval time.Duration, output outputF
 		}
 		switch {
 		case screen:
-			picture = overwrite(picture)
+			picture = overwrite(picture, a.terminalRows())
 		case n > 0 && output == outputTable:
 			picture = append([]byte("\n"), picture...)
 		}
@@ -121,11 +123,35 @@ type capture struct {
 	of io.Writer
 }
 
+// terminalRows is the height of the terminal that stdout is, 0 when that is not known.
+func (a *app) terminalRows() int {
+	file, ok := a.stdout.(*os.File)
+	if !ok {
+		return 0
+	}
+	c, err := console.ConsoleFromFile(file)
+	if err != nil {
+		return 0
+	}
+	size, err := c.Size()
+	if err != nil {
+		return 0
+	}
+	return int(size.Height)
+}
+
 // overwrite makes a picture that replaces the one before without a flicker: home, every line cleared to its
-// end, and what is left below cleared.
-func overwrite(picture []byte) []byte {
-	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K", "\x1b[J"
-	return []byte(home + strings.ReplaceAll(string(picture), "\n", clearLine+"\n") + clearBelow)
+// end, and what is left below cleared. Long lines are cut instead of wrapped, and so are lines that a terminal
+// of so many rows has no room for: otherwise it would scroll.
+func overwrite(picture []byte, rows int) []byte {
+	const home, clearLine, clearBelow, noWrap, wrap = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[?7l", "\x1b[?7h"
+	lines := strings.SplitAfter(string(picture), "\n")
+	lines = lines[:len(lines)-1] // each ends with a newline
+	if more := len(lines) - (rows - 1); rows > 2 && more > 0 {
+		lines = append(lines[:rows-2], fmt.Sprintf("… %d more\n", more+1))
+	}
+	text := strings.ReplaceAll(strings.Join(lines, ""), "\n", clearLine+"\n")
+	return []byte(noWrap + home + text + clearBelow + wrap)
 }
 
 func (s scope) holds(env function.Environment) bool {
