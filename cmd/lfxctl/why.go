@@ -36,8 +36,8 @@ forgets them all.`,
 		Args: args(1, 1, "the REQUEST-ID"),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			record, err := c.Record(cmd.Context(), args[0])
-			if isCode(err, api.CodeNotFound) {
-				return fmt.Errorf("there is no record of request %s: it never came here, or its record gave way to newer ones; `lfxctl logs --request %s` shows its log lines where they are kept", visible(args[0]), visible(args[0]))
+			if refused, ok := errors.AsType[*api.Error](err); ok && refused.Code == api.CodeNotFound {
+				refused.Details = append(refused.Details, fmt.Sprintf("`lfxctl logs --request %s` shows its log lines, where they are kept", visible(args[0])))
 			}
 			if err != nil {
 				return err
