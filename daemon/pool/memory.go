@@ -200,7 +200,7 @@ func (p *Pool) evictIdle(all bool) bool {
 		s.freed.Store(s.memory() >> 20)
 		p.memory.evicted(s.freed.Load())
 	}
-	s.worker.Close("spindown")
+	p.end(s, EndRoom)
 	return true
 }
 

@@ -213,6 +213,9 @@ func (p *Pool) Version() *function.Version { return p.version }
 func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
 	for {
 		s, outcome, err := p.acquire(ctx, req)
+		if err == nil {
+			granted(req)
+		}
 		if s == nil {
 			return outcome, err
 		}
@@ -291,6 +294,7 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
 	}
 	w := &waiter{ready: make(chan grant, 1), req: req}
+	queued(req)
 	p.pushLocked(w)
 	p.startForQueueLocked()
 	p.mu.Unlock()
@@ -560,23 +564,31 @@ func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
 	if err != nil {
 		return err
 	}
+	if w == nil { // idle in a moment: until then nobody must start another one for its waiter
+		s.answered.Store(time.Now().UnixNano())
+	}
 	p.memory.ready(p)
+	took := time.Since(s.begun)
 	p.mu.Lock()
 	s.worker = worker
 	p.slots[s] = struct{}{}
 	p.startedLocked(b)
-	p.observeStartLocked(time.Since(s.begun))
+	p.observeStartLocked(took)
 	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
-	closed := p.closed
+	closed := p.closed && w == nil
+	if closed {
+		p.leaveLocked(s)
+	}
 	p.notifyLocked()
 	p.mu.Unlock()
 	p.workers.Add(1)
+	p.opts.Observer.Started(p.version, took, worker.Info().Phases)
 	close(ready)
 	switch {
 	case w != nil:
 		w.ready <- grant{slot: s}
 	case closed:
-		worker.Close("spindown")
+		p.end(s, EndRelease)
 	default:
 		p.idleAgain(s)
 	}
@@ -616,6 +628,7 @@ func (p *Pool) finishStart(b *beginning, err error, answered bool) {
 		p.restAt = p.retryAt
 	}
 	p.mu.Unlock()
+	p.opts.Observer.StartFailed(p.version)
 	for _, l := range p.limits() {
 		l.put(p)
 	}
@@ -666,7 +679,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.head != nil && p.starved() {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRoom)
 		return
 	}
 	if w := p.popLocked(); w != nil {
@@ -679,7 +692,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.closed {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 		return
 	}
 	s.state = idle
@@ -691,8 +704,12 @@ func (p *Pool) idleAgain(s *slot) {
 // dying takes a slot out of use and replaces it when somebody waits or min asks for it.
 func (p *Pool) dying(s *slot) {
 	p.mu.Lock()
+	unasked := s.state != leaving
 	p.leaveLocked(s)
 	p.mu.Unlock()
+	if unasked {
+		p.opts.Observer.Ended(p.version, EndFailed)
+	}
 }
 
 // leaveLocked marks a slot as leaving and removes it from the idle stack.
@@ -837,7 +854,7 @@ func (p *Pool) sweep(now time.Time) {
 	p.freezeLocked(now)
 	p.mu.Unlock()
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndIdle)
 	}
 }
 
@@ -860,7 +877,7 @@ func (p *Pool) close() {
 		l.forget(p)
 	}
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 	}
 	for _, w := range refused {
 		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}

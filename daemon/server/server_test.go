@@ -147,10 +147,10 @@ func TestInstanceSeesItsEnvironmentOnly(t *testing.T) {
 	g := gateway.New(gateway.Options{Resolver: e, Region: "eu-west-1", Log: start(t, KindControl, nil).server.opts.Log})
 	env := function.Environment{Project: "shop", Name: "staging"}
 	var bound invocation.Binding = fakeBinding(4)
-	h := InstanceHandler(g, env, func() invocation.Binding { return bound })
+	h := InstanceHandler(g, env, func() invocation.Caller { return invocation.Caller{Binding: bound, RequestID: "caller"} })
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest("POST", invokePath, strings.NewReader("{}")))
-	if got := e.target(); rec.Code != http.StatusConflict || *got.Environment != env || got.Caller != bound {
+	if got := e.target(); rec.Code != http.StatusConflict || *got.Environment != env || got.Caller != bound || got.Parent != "caller" {
 		t.Errorf("%d, target %+v", rec.Code, got)
 	}
 	for _, path := range []string{"/lfx/v1/version", "/lfx/v1/deploys", "/", "/2018-06-01/ping"} {
