@@ -46,6 +46,7 @@ type Config struct {
 	Functions Functions `toml:"functions"`
 	Build     Build     `toml:"build"`
 	Logs      Logs      `toml:"logs"`
+	Records   Records   `toml:"records"`
 	Releases  Releases  `toml:"releases"`
 }
 
@@ -156,6 +157,12 @@ type Logs struct {
 	Journald string `toml:"journald"`
 }
 
+// Records bounds what lfxd remembers of single invocations for `lfxctl why`.
+type Records struct {
+	// How many of the newest invocations have a record. Records are in memory, about 300 bytes each; 0 means none.
+	Max int `toml:"max"`
+}
+
 // Releases says what is kept for rollbacks.
 type Releases struct {
 	// How many releases of each environment are kept with their images.
@@ -193,6 +200,7 @@ func Default() *Config {
 			ContextEntries: 50_000, LogLimit: 8 << 20, CacheLimit: 20 << 30,
 		},
 		Logs:     Logs{MaxBytesPerFunction: 16 << 20, Journald: "auto"},
+		Records:  Records{Max: 20_000},
 		Releases: Releases{Keep: 10},
 	}
 }

@@ -210,7 +210,7 @@ func TestMemoryIsAdmittedByLimitsAndByUse(t *testing.T) {
 			t.Errorf("%d instances beside a small use, want the 8 that the limits allow", st.Instances)
 		}
 		wg.Wait()
-		for _, w := range s.made() { // all of them end
+		for _, w := range s.workers() { // all of them end
 			w.Close("test")
 		}
 		time.Sleep(time.Second)
@@ -249,7 +249,7 @@ func TestIdleInstancesLeaveBeforeTheBudgetIsUsedUp(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		for _, w := range s.made() {
+		for _, w := range s.workers() {
 			w.memory.Store(60 << 20)
 		}
 		host.used.Store(960)

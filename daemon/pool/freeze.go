@@ -110,6 +110,7 @@ func (p *Pool) thawed(s *slot) bool {
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	p.log.Debug("instance ended while it was frozen", "instance", s.worker.ID(), "function", p.version.Key.String(), "error", err)
+	p.opts.Observer.Ended(p.version, EndFailed)
 	s.worker.Close("failure")
 	return false
 }

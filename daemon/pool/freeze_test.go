@@ -45,8 +45,7 @@ func (s *icyStarter) Start(ctx context.Context, req StartRequest) (Worker, error
 	return i, nil
 }
 
-// made lists the workers so far.
-func (s *icyStarter) made() []*icyWorker {
+func (s *icyStarter) workers() []*icyWorker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.icy)
@@ -107,7 +106,7 @@ func TestIdleInstancesAreFrozenAndThawedForTheNextEvent(t *testing.T) {
 		}
 		for range 3 {
 			time.Sleep(5 * time.Second)
-			if got := states(r.Pool("f")); got != "frozen" || !s.made()[0].frozen.Load() {
+			if got := states(r.Pool("f")); got != "frozen" || !s.workers()[0].frozen.Load() {
 				t.Errorf("after five seconds: %s", got)
 			}
 			before := time.Now()
@@ -227,6 +226,7 @@ func TestFrozenInstancesEndLikeOthers(t *testing.T) {
 					t.Fatalf("state %q, want frozen", got)
 				}
 				end(m)
+				synctest.Wait()
 				if s.count().alive != 0 {
 					t.Errorf("%d instances are left", s.count().alive)
 				}
@@ -263,13 +263,14 @@ func TestInstancesForPeople(t *testing.T) {
 		}
 		want(StateStarting, 7, 0, 0)
 		time.Sleep(time.Second)
-		s.made()[0].memory.Store(5 << 20)
+		synctest.Wait()
+		s.workers()[0].memory.Store(5 << 20)
 		want(StateBusy, 7, 1, 5<<20)
 		wg.Wait()
 		want(StateIdle, 7, 0, 5<<20)
 		time.Sleep(5 * time.Second)
 		want(StateFrozen, 7, 0, 5<<20)
-		s.made()[0].Close("test")
+		s.workers()[0].Close("test")
 		want(StateStopping, 7, 0, 5<<20)
 	})
 }

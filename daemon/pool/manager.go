@@ -42,7 +42,9 @@ type Options struct {
 	// MemoryUsed reads what all instances really use, in bytes, without page cache. It may be nil: then only their limits
 	// count. It is called by one goroutine, about once a second.
 	MemoryUsed func() (int64, error)
-	Log        *slog.Logger
+	// Observer is told what becomes of instances; may be nil.
+	Observer Observer
+	Log      *slog.Logger
 }
 
 // Manager holds the pools of all versions and the live releases of all environments.
@@ -90,6 +92,9 @@ type environment struct {
 
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
+	if opts.Observer == nil {
+		opts.Observer = nobody{}
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Manager{
 		opts: opts, ctx: ctx, cancel: cancel,
@@ -476,6 +481,12 @@ func (b *Bound) ReleaseNumber() int { return b.release.record.Number }
 func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
 	req.Binding = b.release
 	return b.pool.invoke(ctx, req)
+}
+
+// Begin implements invocation.Route.
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+	req.Binding = b.release
+	return b.pool.begin(req, done)
 }
 
 // Close implements invocation.Route.

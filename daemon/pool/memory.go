@@ -216,7 +216,7 @@ func (p *Pool) evictIdle(all bool) bool {
 		s.freed.Store(max(1, s.memory()>>20)) // something, or all idle ones would follow
 		p.memory.evicted(s.freed.Load())
 	}
-	s.worker.Close("spindown")
+	p.end(s, EndRoom)
 	return true
 }
 

@@ -28,6 +28,14 @@ type Worker interface {
 	Info() WorkerInfo
 }
 
+// Beginner is a Worker whose invocations need no goroutine that waits for their outcome.
+type Beginner interface {
+	// Begin is Invoke whose outcome goes to done, which may be before Begin returns. It returns false, and
+	// does nothing, when it would have to wait for the runtime, or when the request asks for what
+	// only Invoke does.
+	Begin(req *invocation.Request, done invocation.Completion) bool
+}
+
 // WorkerInfo describes a worker for people.
 type WorkerInfo struct {
 	ID      string
@@ -122,6 +130,19 @@ type slot struct {
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
+	// done gets the outcome of an invocation that begin began. Whoever made the slot busy owns it until
+	// the outcome is known.
+	done invocation.Completion
+}
+
+// Complete implements invocation.Completion: the worker's outcome passes through the slot.
+func (s *slot) Complete(out *invocation.Outcome) {
+	done := s.done
+	s.done = nil
+	if out != nil {
+		s.answered.Store(time.Now().UnixNano())
+	}
+	done.Complete(out)
 }
 
 // settleTime is how long an instance may take from its answer to its next request for work before the
@@ -202,6 +223,9 @@ func (p *Pool) Version() *function.Version { return p.version }
 func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
 	for {
 		s, outcome, err := p.acquire(ctx, req)
+		if err == nil {
+			granted(req)
+		}
 		if s == nil {
 			return outcome, err
 		}
@@ -218,19 +242,50 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 	}
 }
 
+// begin gives the request to the hottest idle worker, if there is one that takes it without a wait.
+func (p *Pool) begin(req *invocation.Request, done invocation.Completion) bool {
+	if p.stopped() {
+		return false // the slow way says why
+	}
+	p.mu.Lock()
+	s := p.takeIdleLocked(req)
+	p.mu.Unlock()
+	if s == nil || !p.thawed(s) {
+		return false
+	}
+	if b, ok := s.worker.(Beginner); ok {
+		s.done = done
+		if b.Begin(req, s) {
+			return true
+		}
+		s.done = nil
+	}
+	p.idleAgain(s)
+	return false
+}
+
+// takeIdleLocked takes the hottest idle slot for a request, or returns nil. The caller must thaw it.
+func (p *Pool) takeIdleLocked(req *invocation.Request) *slot {
+	n := len(p.idle)
+	if n == 0 {
+		return nil
+	}
+	s := p.idle[n-1]
+	p.idle[n-1] = nil
+	p.idle = p.idle[:n-1]
+	p.tookLocked(s)
+	s.takeLocked()
+	s.binding = req.Binding
+	return s
+}
+
 // acquire takes the hottest idle slot, or waits for one.
 func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
 	if p.stopped() {
 		return nil, nil, p.stoppedError()
 	}
 	p.mu.Lock()
-	if n := len(p.idle); n > 0 {
-		s := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		p.tookLocked(s)
-		s.takeLocked()
-		s.binding = req.Binding
+	if s := p.takeIdleLocked(req); s != nil {
 		p.mu.Unlock()
 		return s, nil, nil
 	}
@@ -247,6 +302,7 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
 	}
 	w := &waiter{ready: make(chan grant, 1), req: req}
+	queued(req)
 	p.pushLocked(w)
 	p.startForQueueLocked()
 	p.mu.Unlock()
@@ -527,23 +583,31 @@ func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
 	if err != nil {
 		return err
 	}
+	if w == nil { // idle in a moment: until then nobody must start another one for its waiter
+		s.answered.Store(time.Now().UnixNano())
+	}
 	p.memory.ready(p)
+	took := time.Since(s.begun)
 	p.mu.Lock()
 	s.worker = worker
 	p.slots[s] = struct{}{}
 	p.startedLocked(b)
-	p.observeStartLocked(time.Since(s.begun))
+	p.observeStartLocked(took)
 	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
-	closed := p.closed
+	closed := p.closed && w == nil
+	if closed {
+		p.leaveLocked(s)
+	}
 	p.notifyLocked()
 	p.mu.Unlock()
 	p.workers.Add(1)
+	p.opts.Observer.Started(p.version, took, worker.Info().Phases)
 	close(ready)
 	switch {
 	case w != nil:
 		w.ready <- grant{slot: s}
 	case closed:
-		worker.Close("spindown")
+		p.end(s, EndRelease)
 	default:
 		p.idleAgain(s)
 	}
@@ -583,6 +647,7 @@ func (p *Pool) finishStart(b *beginning, err error, answered bool) {
 		p.restAt = p.retryAt
 	}
 	p.mu.Unlock()
+	p.opts.Observer.StartFailed(p.version)
 	for _, l := range p.limits() {
 		l.put(p)
 	}
@@ -633,7 +698,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.head != nil && p.starved() {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRoom)
 		return
 	}
 	if w := p.popLocked(); w != nil {
@@ -647,7 +712,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.closed {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 		return
 	}
 	s.state = idle
@@ -659,8 +724,12 @@ func (p *Pool) idleAgain(s *slot) {
 // dying takes a slot out of use and replaces it when somebody waits or min asks for it.
 func (p *Pool) dying(s *slot) {
 	p.mu.Lock()
+	unasked := s.state != leaving
 	p.leaveLocked(s)
 	p.mu.Unlock()
+	if unasked {
+		p.opts.Observer.Ended(p.version, EndFailed)
+	}
 }
 
 // leaveLocked marks a slot as leaving and removes it from the idle stack.
@@ -809,7 +878,7 @@ func (p *Pool) sweep(now time.Time, scarcity float64) {
 	p.freezeLocked(now)
 	p.mu.Unlock()
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndIdle)
 	}
 }
 
@@ -832,7 +901,7 @@ func (p *Pool) close() {
 		l.forget(p)
 	}
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 	}
 	for _, w := range refused {
 		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}
