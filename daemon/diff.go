@@ -117,7 +117,7 @@ func settingsOf(c *function.Config) []setting {
 		{"tmp", fmt.Sprintf("%dMiB", c.TmpMB)},
 		{"timeout", c.Timeout.String()},
 		{"concurrency.min", optional(c.Concurrency.Min != 0, "%d", c.Concurrency.Min)},
-		{"concurrency.max", optional(c.Concurrency.Max != 0, "%d", c.Concurrency.Max)},
+		{"concurrency.max", optional(c.Concurrency.Max != 0 || c.Concurrency.Stopped, "%d", c.Concurrency.Max)},
 		{"command", words(c.Command)},
 		{"entrypoint", words(c.Entrypoint)},
 		{"workdir", c.Workdir},

@@ -209,6 +209,7 @@ func (r *Release) adopt(beside *Release) {
 		p.mu.Unlock()
 		if beside == nil {
 			p.limit.setMax(r.manager.maxOf(v))
+			p.limit.stopped.Store(v.Config.Concurrency.Stopped)
 		} else {
 			p.limit.raise(r.manager.maxOf(v))
 		}
@@ -372,9 +373,16 @@ type Bound struct {
 	pool    *Pool
 	pinned  *function.Version // an extra reference to give back, for versions outside the release
 	root    bool              // no other invocation made it, and it runs what the release has
+
+	// begun and done belong to the invocation that Begin began.
+	begun time.Time
+	done  invocation.Completion
 }
 
-var _ invocation.Route = (*Bound)(nil)
+var (
+	_ invocation.Route      = (*Bound)(nil)
+	_ invocation.Completion = (*Bound)(nil)
+)
 
 // ErrNoRelease says that an environment has no active release.
 var ErrNoRelease = errors.New("no release is active")
@@ -482,6 +490,21 @@ func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocatio
 	outcome, err := b.pool.invoke(ctx, req)
 	b.release.counters.end(b.root, time.Since(start), outcome, err)
 	return outcome, err
+}
+
+// Begin implements invocation.Route.
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+	req.Binding = b.release
+	b.begun, b.done = time.Now(), done
+	return b.pool.begin(req, b)
+}
+
+// Complete implements invocation.Completion for what Begin began: it counts and hands the outcome on.
+func (b *Bound) Complete(out *invocation.Outcome) {
+	if out != nil {
+		b.release.counters.end(b.root, time.Since(b.begun), out, nil)
+	}
+	b.done.Complete(out)
 }
 
 // Close implements invocation.Route.
