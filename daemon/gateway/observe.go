@@ -18,29 +18,21 @@ type told struct {
 	release         int
 }
 
-// begin starts the call's clock.
-func (g *Gateway) begin(c *call, scope Scope) {
-	c.req.Trace.Accepted = time.Now()
-	c.told.scope = scope
-}
-
-// end observes a call that ended without an answer: its handler panicked.
-func (g *Gateway) end(c *call) {
-	if !c.told.done {
-		g.observe(c, invocation.Call{
-			Result: invocation.Unavailable, Status: http.StatusInternalServerError, ErrorType: "ServiceException",
-			Detail: "the handler of the request failed; the daemon's log says where",
-		})
-	}
+// observeBug observes a call whose handler panicked, unless it had its answer before.
+func (c *Call) observeBug() {
+	c.observe(invocation.Call{
+		Result: invocation.Unavailable, Status: http.StatusInternalServerError, ErrorType: "ServiceException",
+		Detail: "the handler of the request failed; the daemon's log says where",
+	})
 }
 
 // observeOutcome and observeRefusal are for calls that came to an answer.
-func (g *Gateway) observeOutcome(c *call, out *invocation.Outcome) {
+func (c *Call) observeOutcome(out *invocation.Outcome) {
 	c.req.Trace.ResponseBytes = len(out.Payload)
-	g.observe(c, invocation.Call{Result: out.Result, Status: http.StatusOK, ErrorType: out.ErrorType})
+	c.observe(invocation.Call{Result: out.Result, Status: http.StatusOK, ErrorType: out.ErrorType})
 }
 
-func (g *Gateway) observeRefusal(c *call, e *Error, err error) {
+func (c *Call) observeRefusal(e *Error, err error) {
 	o := invocation.Call{Result: invocation.Refused, Status: e.Status, ErrorType: e.Code, Reason: e.Reason, Detail: e.Message}
 	var throttled *invocation.ThrottledError
 	switch {
@@ -49,16 +41,16 @@ func (g *Gateway) observeRefusal(c *call, e *Error, err error) {
 	case e.Status >= http.StatusInternalServerError:
 		o.Result, o.Detail = invocation.Unavailable, err.Error()
 	}
-	g.observe(c, o)
+	c.observe(o)
 }
 
 // observe completes what is known of the call and tells the observer, once.
-func (g *Gateway) observe(c *call, o invocation.Call) {
+func (c *Call) observe(o invocation.Call) {
 	if c.told.done {
 		return
 	}
 	c.told.done = true
-	if g.opts.Observer == nil {
+	if c.g.opts.Observer == nil {
 		return
 	}
 	o.ID, o.Parent, o.Qualifier = c.id, c.told.scope.Parent, c.told.qualifier
@@ -70,7 +62,7 @@ func (g *Gateway) observe(c *call, o invocation.Call) {
 	o.Trace = c.req.Trace
 	o.Trace.RequestBytes = len(c.req.Payload)
 	o.Ended = time.Now()
-	g.opts.Observer.Observe(o)
+	c.g.opts.Observer.Observe(o)
 }
 
 // named is the function that a request meant which came to none.
