@@ -36,6 +36,7 @@ import (
 	"lfx.dev/lfxd/daemon/logs"
 	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/pool/policy"
 	"lfx.dev/lfxd/daemon/records"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
@@ -340,7 +341,12 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		},
 		Log: d.log,
 	})
+	var keep *policy.Policy // nil: until the idle timeout
+	if d.cfg.Functions.KeepAlive == "adaptive" {
+		keep = policy.New(policy.Defaults())
+	}
 	d.pools = pool.NewManager(pool.Options{
+		Policy:  keep,
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
 		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
 		FreezeAfter: d.cfg.Functions.FreezeAfter.Duration, MaxInstances: int64(d.cfg.Functions.MaxInstances),

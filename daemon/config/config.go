@@ -108,8 +108,12 @@ type Functions struct {
 	// The most instances of one function when its manifest does not say; 0 chooses by the host: four for each
 	// core, as far as memory goes.
 	DefaultMax int `toml:"default_max"`
-	// How long an instance without work is kept.
+	// How long an instance without work is kept at most.
 	IdleTimeout Duration `toml:"idle_timeout"`
+	// Who says how long an idle instance is kept within `idle_timeout`: `adaptive` learns when each function is called and
+	// weighs it against the memory and the time of a start, and may start an instance ahead of a call; `fixed` keeps all of
+	// them until then.
+	KeepAlive string `toml:"keep_alive"`
 	// How long a function may take to start. 10 s is Lambda's own limit.
 	InitTimeout Duration `toml:"init_timeout"`
 	// How many requests may wait for one function; more are answered with 429.
@@ -187,7 +191,7 @@ func Default() *Config {
 			Table: "lfx", MTU: 1500, DNS: []string{}, Allow: []string{},
 		},
 		Functions: Functions{
-			IdleTimeout: Duration{10 * time.Minute}, InitTimeout: Duration{10 * time.Second},
+			IdleTimeout: Duration{10 * time.Minute}, KeepAlive: "adaptive", InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
 			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
 		},

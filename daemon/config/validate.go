@@ -207,6 +207,8 @@ func (c *Config) validateBounds(p *problems) {
 	}
 	atLeast("functions.default_max", int64(c.Functions.DefaultMax), 0, "")
 	duration("functions.idle_timeout", c.Functions.IdleTimeout, time.Second)
+	k := c.Functions.KeepAlive
+	p.check(k == "adaptive" || k == "fixed", "functions.keep_alive", "%q must be adaptive or fixed", k)
 	duration("functions.init_timeout", c.Functions.InitTimeout, time.Second)
 	atLeast("functions.queue_limit", int64(c.Functions.QueueLimit), 0, "")
 	duration("functions.queue_timeout", c.Functions.QueueTimeout, 100*time.Millisecond)

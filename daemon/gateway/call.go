@@ -159,15 +159,15 @@ func (c *Call) Complete(out *invocation.Outcome) {
 func (c *Call) logPanic() {
 	if v := recover(); v != nil {
 		c.g.opts.Log.Error("request handler panicked", "method", c.Method, "path", c.Path, "panic", v, "stack", string(debug.Stack()))
-		c.observeBug()
+		c.failed()
 		c.drop()
 	}
 }
 
-// Abort gives back what a call holds whose goroutine panicked; its owner then ends the connection. A call
-// that has its answer holds nothing.
+// Abort gives back what a call holds whose goroutine panicked; its owner then ends the connection. It does
+// nothing to a call that has its answer.
 func (c *Call) Abort() {
-	c.observeBug()
+	c.failed()
 	c.closeRoute()
 }
 
@@ -202,7 +202,7 @@ func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scop
 		Body: &httpBody{r.Body, http.NewResponseController(w)},
 	}}
 	g.begin(c, scope, &httpReply{w, r.Context()})
-	defer c.Abort() // after a panic
+	defer c.Abort()
 	if g.accept(r.Context(), c, scope) {
 		c.Wait(r.Context())
 	}

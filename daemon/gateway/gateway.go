@@ -131,8 +131,8 @@ func (g *Gateway) accept(ctx context.Context, c *Call, scope Scope) bool {
 		c.refuse(err)
 		return false
 	case c.dryRun:
-		c.observe(invocation.Call{Status: http.StatusNoContent})
 		c.answer.Status = http.StatusNoContent
+		c.observe(invocation.Call{Status: http.StatusNoContent})
 		c.end()
 		return false
 	}
@@ -164,7 +164,8 @@ func (g *Gateway) resolve(ctx context.Context, c *Call, scope Scope) (qualifier 
 	if err != nil {
 		return "", err
 	}
-	c.route, c.told.version, c.told.release = route, route.Version(), route.ReleaseNumber()
+	c.route = route
+	c.told.version, c.told.release = route.Version(), route.ReleaseNumber()
 	return ref.Qualifier, nil
 }
 

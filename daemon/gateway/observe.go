@@ -18,8 +18,8 @@ type told struct {
 	release         int
 }
 
-// observeBug observes a call whose handler panicked, unless it had its answer before.
-func (c *Call) observeBug() {
+// failed observes a call that ends without an answer because its handler panicked.
+func (c *Call) failed() {
 	c.observe(invocation.Call{
 		Result: invocation.Unavailable, Status: http.StatusInternalServerError, ErrorType: "ServiceException",
 		Detail: "the handler of the request failed; the daemon's log says where",

@@ -140,7 +140,8 @@ func TestEveryCallIsObservedOnce(t *testing.T) {
 				g.ServeInvoke(w, r, tt.scope)
 			}()
 			got := c.one(t)
-			if id := w.Header().Get("X-Amzn-Requestid"); got.ID != id && id != "" || got.ID == "" || (got.Version != nil) != (tt.want.Release != 0) {
+			// A client whose connection is cut learns no id.
+			if id := w.Header().Get("X-Amzn-Requestid"); got.ID == "" || (got.ID != id && !strings.HasPrefix(name, "panic")) || (got.Version != nil) != (tt.want.Release != 0) {
 				t.Errorf("request %s, version %v", got.ID, got.Version)
 			}
 			if got.Trace.Accepted.Before(before) || got.Ended.Before(got.Trace.Accepted) {
@@ -184,8 +185,8 @@ func TestClientThatLeavesIsObserved(t *testing.T) {
 	r := httptest.NewRequestWithContext(ctx, http.MethodPost, InvokePrefix+"hello"+InvokeSuffix, strings.NewReader("{}"))
 	func() {
 		defer func() {
-			if v := recover(); v != http.ErrAbortHandler { //nolint:errorlint // the value itself
-				t.Errorf("panic: %v", v)
+			if v := recover(); v != http.ErrAbortHandler { //nolint:errorlint // the value itself, as net/http compares it
+				t.Errorf("the connection of a client that left is not cut: %v", v)
 			}
 		}()
 		g.ServeInvoke(httptest.NewRecorder(), r, Scope{})

@@ -34,6 +34,7 @@ func TestEveryRouteOnEveryListener(t *testing.T) {
 				if rt.sub {
 					path += "/x"
 				}
+				path += "?project=shop&environment=default&function=f&name=a&from=1&to=2"
 				allowed := grants[kind][rt.access]
 				for _, method := range []string{"GET", "POST", "PUT", "DELETE", "OPTIONS"} {
 					got := w.do(method, path, "{}")
@@ -46,7 +47,7 @@ func TestEveryRouteOnEveryListener(t *testing.T) {
 					}
 				}
 			}
-			for _, path := range []string{"/", "/lfx", "/lfx/v1", "/lfx/v1/functions/a/b", "/lfx/v1/version/", "/2015-03-31/functions", "/metrics", "/debug/pprof/"} {
+			for _, path := range []string{"/", "/lfx", "/lfx/v1", "/lfx/v1/functions/a/b", "/lfx/v1/version/", "/2015-03-31/functions", "/metrics/", "/debug/pprof/", "/lfx/v1/records", "/lfx/v1/records/a/b"} {
 				want := http.StatusForbidden
 				if kind == KindControl {
 					want = http.StatusNotFound
