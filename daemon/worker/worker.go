@@ -42,6 +42,9 @@ type Instance interface {
 	Stderr() *os.File
 	SetCores(cores float64) error
 	PeakMemory() uint64
+	MemoryBytes() uint64
+	Freeze(ctx context.Context) error
+	Thaw() error
 	Exited() <-chan struct{}
 	Exit() instance.Exit
 	Kill() error
@@ -81,6 +84,8 @@ var (
 	_ pool.Starter  = (*Starter)(nil)
 	_ pool.Worker   = (*Worker)(nil)
 	_ pool.Beginner = (*Worker)(nil)
+	_ pool.Freezer  = (*Worker)(nil)
+	_ pool.Meter    = (*Worker)(nil)
 	_ Instance      = (*instance.Instance)(nil)
 )
 
@@ -640,6 +645,15 @@ func (w *Worker) drain() {
 		c.Drain()
 	}
 }
+
+// Freeze implements pool.Freezer. Its runtime waits in next meanwhile, on a connection that the kernel keeps.
+func (w *Worker) Freeze(ctx context.Context) error { return w.inst.Freeze(ctx) }
+
+// Thaw implements pool.Freezer.
+func (w *Worker) Thaw() error { return w.inst.Thaw() }
+
+// MemoryBytes implements pool.Meter.
+func (w *Worker) MemoryBytes() uint64 { return w.inst.MemoryBytes() }
 
 // Close implements pool.Worker.
 func (w *Worker) Close(reason string) { w.die(reason) }
