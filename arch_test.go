@@ -44,13 +44,15 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/logs", "daemon/api daemon/function", "an entry is the same on disk and on the wire"},
 	{"daemon/manifest", "daemon/function", "a manifest becomes function specs"},
 	{"daemon/pool", "daemon/function daemon/invocation", "decides which instance serves; makes none itself (pool.Starter)"},
-	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation", "one route table for both APIs, so it holds the gateway"},
+	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation internal/http1 internal/nbwrite",
+		"one route table for both APIs, so it holds the gateway, and the codec of Invoke's connections"},
 	{"daemon/store", "daemon/function", "records the domain"},
 	{"daemon/store/storetest", "daemon/store daemon/function internal/tmpdir", "the contract that every store passes, in folders that need no disk"},
 	{"daemon/worker", "daemon/function daemon/invocation daemon/logs daemon/pool runtime/instance runtime/rapi",
 		"implements pool.Starter: joins an instance, the Runtime API that it polls and the function's log"},
 	{"cni", "cni/dns cni/firewall", "order is the security property: tables, bridges, forwarder, probe"},
 	{"integration/...", "daemon/api daemon/client daemon/function", "black boxes: they meet lfxd as its clients do"},
+	{"runtime/rapi", "internal/http1 internal/nbwrite", "what both codecs need: heads without allocation, writes without a wait"},
 	{"runtime/instance", "runtime/cgroup runtime/lfxinit", "an instance has a cgroup, and lfx-init as PID 1"},
 }
 
