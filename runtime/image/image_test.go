@@ -534,9 +534,13 @@ func TestUnpack(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("leases left: %v", left)
 	}
-	small := New(s.client, "", Options{Limits: Limits{Layers: 127, Bytes: 4096, Config: 1 << 20, Manifest: 1 << 20}})
-	if err := small.Unpack(ctx, ref); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("Unpack of a large image = %v", err)
+	for name, limits := range map[string]Limits{
+		"large image":        {Layers: 127, Bytes: 4096, Config: 1 << 20, Manifest: 1 << 20},
+		"image of two files": {Layers: 127, Bytes: 1 << 30, Entries: 1, Config: 1 << 20, Manifest: 1 << 20},
+	} {
+		if err := New(s.client, "", Options{Limits: limits}).Unpack(ctx, ref); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Unpack of a %s = %v", name, err)
+		}
 	}
 }
 

@@ -334,7 +334,7 @@ func (s *Store) Import(ctx context.Context, archive io.Reader) ([]string, error)
 }
 
 // Unpack makes the image's snapshot, unless it is there, and proves that it can be mounted. It
-// needs the rights to mount. An image that unpacks to more than the limit is refused.
+// needs the rights to mount. An image that unpacks to more bytes or more entries than the limits is refused.
 func (s *Store) Unpack(ctx context.Context, ref string) error {
 	info, err := s.Inspect(ctx, ref)
 	if err != nil {
@@ -355,9 +355,10 @@ func (s *Store) Unpack(ctx context.Context, ref string) error {
 	})
 }
 
-// checkUsage sums what the layers take unpacked.
+// checkUsage sums what the layers take unpacked, in bytes and in entries of the file system.
 func (s *Store) checkUsage(ctx context.Context, ref string, diffIDs []digest.Digest) error {
-	var sum int64
+	var sum, entries int64
+	most := s.opts.Limits.Entries
 	for _, chain := range identity.ChainIDs(append([]digest.Digest(nil), diffIDs...)) {
 		u, err := s.snapshots.Usage(ctx, chain.String())
 		if err != nil {
@@ -365,6 +366,9 @@ func (s *Store) checkUsage(ctx context.Context, ref string, diffIDs []digest.Dig
 		}
 		if sum += u.Size; sum > s.opts.Limits.Bytes {
 			return unsupported(ref, "Unpacked, it is larger than %d GiB.", s.opts.Limits.Bytes>>30)
+		}
+		if entries += u.Inodes; most > 0 && entries > most {
+			return unsupported(ref, "Unpacked, it has more than %d files and folders.", most)
 		}
 	}
 	return nil
