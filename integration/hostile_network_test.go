@@ -229,7 +229,7 @@ func dialFrom(t *testing.T, function string, targets []string) map[string]string
 
 // TestFunctionsReachTheInternetAndNothingElse: of everybody who would have answered, only the internet does.
 func TestFunctionsReachTheInternetAndNothingElse(t *testing.T) {
-	h := newHostile(t, "network", "a timeout: 30s; cpu: 1; concurrency: {max: 1}", "b timeout: 10s; concurrency: {max: 1}")
+	h := newHostile(t, "network", "a timeout: 30s; cpu: 1; concurrency: {max: 1}", "b timeout: 10s; concurrency: {max: 1}", "c timeout: 30s; cpu: 1; concurrency: {max: 1}")
 	out := newOutside(t)
 	var said string
 	tell(t, "b", probeEvent{Do: "listen"}, &said)
@@ -380,7 +380,7 @@ func testFlowsAreBounded(t *testing.T) {
 func testHalfOpenFlows(t *testing.T) {
 	before, sent := conntrack(t), packetsSent(t, "wire0")
 	var said string
-	tell(t, "a", probeEvent{Do: "flows", Kind: "tcp", N: 50_000, Paths: []string{silentHost}}, &said)
+	tell(t, "c", probeEvent{Do: "flows", Kind: "tcp", N: 50_000, Paths: []string{silentHost}}, &said)
 	tracked, left := conntrack(t)-before, packetsSent(t, "wire0")-sent
 	if tracked > 1500 { // 1024, and other tests' own
 		t.Errorf("after 50000 requests for connections, %d more are tracked", tracked)
