@@ -97,7 +97,7 @@ type Daemon struct {
 	reconciling sync.Mutex
 	untidy      atomic.Bool            // something of a deploy may have to be undone
 	breach      atomic.Pointer[string] // why the firewall does not stand, if it does not
-	missed      chan struct{}          // an image was missed; see healLoop
+	missed      chan struct{}          // an image was missed; see rebuildLoop
 }
 
 type boundListener struct {
@@ -450,7 +450,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.started = time.Now()
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
-	d.group.Go(d.healLoop)
+	d.group.Go(d.rebuildLoop)
 	d.group.Go(d.watchdog)
 	d.group.Go(d.watchMemory)
 	return nil

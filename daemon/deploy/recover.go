@@ -30,7 +30,7 @@ func (d *Deployer) Recover(ctx context.Context) error {
 	for _, env := range d.opts.Store.View().Environments() {
 		errs = append(errs, d.failRecorded(ctx, env.Environment))
 	}
-	errs = append(errs, d.sweepImages(ctx), d.sweepMirrors(), os.RemoveAll(d.healDir()))
+	errs = append(errs, d.sweepImages(ctx), d.sweepMirrors(), os.RemoveAll(d.rebuildDir()))
 	d.sweepContexts()
 	return errors.Join(errs...)
 }

@@ -26,11 +26,11 @@ import (
 // built again from the stored context, what was pulled is pulled again by its digest, and a new release with these
 // versions takes over as after a deploy.
 
-// healDir holds contexts that are unpacked for a rebuild. Nothing in it outlives the rebuild.
-func (d *Deployer) healDir() string { return filepath.Join(d.opts.Dir, "rebuild") }
+// rebuildDir holds contexts that are unpacked for a rebuild. Nothing in it outlives the rebuild.
+func (d *Deployer) rebuildDir() string { return filepath.Join(d.opts.Dir, "rebuild") }
 
-// Healed is what Heal did to one environment.
-type Healed struct {
+// Rebuilt is what Heal did to one environment.
+type Rebuilt struct {
 	function.Environment
 	// Release is the one that took over.
 	Release int
@@ -38,28 +38,28 @@ type Healed struct {
 	Functions []string
 }
 
-// Heal looks for functions of active releases whose images containerd does not have any more, and brings them back.
+// Rebuild looks for functions of active releases whose images containerd does not have any more, and brings them back.
 // missing counts those that it could not; err says why, for each environment. An environment that a deploy works
 // on is left to it, and counts as missing when it lacks something.
-func (d *Deployer) Heal(ctx context.Context) (healed []Healed, missing int, err error) {
+func (d *Deployer) Rebuild(ctx context.Context) (rebuilt []Rebuilt, missing int, err error) {
 	var errs []error
 	for _, e := range d.opts.Store.View().Environments() {
 		lost, err := d.lostOf(ctx, e.Environment)
 		if err != nil {
-			return healed, missing, err // containerd does not answer: the caller tries again
+			return rebuilt, missing, err // containerd does not answer: the caller tries again
 		}
 		if len(lost) == 0 {
 			continue
 		}
-		res, err := d.heal(ctx, e.Environment)
+		res, err := d.rebuild(ctx, e.Environment)
 		if err != nil {
 			missing += len(lost)
 			errs = append(errs, fmt.Errorf("bring images of %s back: %w", e.Environment, err))
 		} else if res != nil {
-			healed = append(healed, *res)
+			rebuilt = append(rebuilt, *res)
 		}
 	}
-	return healed, missing, errors.Join(errs...)
+	return rebuilt, missing, errors.Join(errs...)
 }
 
 // lostOf lists the versions of the active release whose image is gone or another one, by function.
@@ -81,8 +81,8 @@ func (d *Deployer) lostOf(ctx context.Context, env function.Environment) (lost [
 	return lost, nil
 }
 
-// heal is a deploy of what an environment has lost, from what is stored here.
-func (d *Deployer) heal(ctx context.Context, env function.Environment) (res *Healed, err error) {
+// rebuild is a deploy of what an environment has lost, from what is stored here.
+func (d *Deployer) rebuild(ctx context.Context, env function.Environment) (res *Rebuilt, err error) {
 	if err := d.checkSpace(); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (d *Deployer) heal(ctx context.Context, env function.Environment) (res *Hea
 		req: api.DeployRequest{Environment: env, Source: active.Source},
 	}
 	for _, v := range lost {
-		p, err := j.rebuilt(active, v)
+		p, err := j.again(active, v)
 		if err != nil {
 			return nil, err
 		}
@@ -113,14 +113,14 @@ func (d *Deployer) heal(ctx context.Context, env function.Environment) (res *Hea
 	if err := d.opts.Store.BeginDeploy(ctx, j.intent()); err != nil {
 		return nil, err
 	}
-	failpoint.Here("heal.intent")
+	failpoint.Here("rebuild.intent")
 	defer func() { err = errors.Join(err, j.cleanUp()) }()
-	return j.heal(ctx, active)
+	return j.rebuild(ctx, active)
 }
 
-// heal builds, pulls, records and activates.
-func (j *job) heal(ctx context.Context, active *function.Release) (*Healed, error) {
-	dir := filepath.Join(j.healDir(), j.id)
+// rebuild builds, pulls, records and activates.
+func (j *job) rebuild(ctx context.Context, active *function.Release) (*Rebuilt, error) {
+	dir := filepath.Join(j.rebuildDir(), j.id)
 	defer os.RemoveAll(dir) //nolint:errcheck // Recover removes the rest
 	for i, p := range j.parts {
 		if p.spec.Build == nil {
@@ -132,7 +132,7 @@ func (j *job) heal(ctx context.Context, active *function.Release) (*Healed, erro
 			return nil, fmt.Errorf("function %s: %w", p.spec.Name, err)
 		}
 	}
-	failpoint.Here("heal.unpacked")
+	failpoint.Here("rebuild.unpacked")
 	if err := j.check(); err != nil {
 		return nil, err
 	}
@@ -148,15 +148,15 @@ func (j *job) heal(ctx context.Context, active *function.Release) (*Healed, erro
 	if err != nil {
 		return nil, err
 	}
-	out := &Healed{Environment: j.req.Environment, Release: res.Release.Number}
+	out := &Rebuilt{Environment: j.req.Environment, Release: res.Release.Number}
 	for _, p := range j.parts {
 		out.Functions = append(out.Functions, p.spec.Name)
 	}
 	return out, nil
 }
 
-// rebuilt is the part of a deploy that makes a version's image again.
-func (j *job) rebuilt(active *function.Release, v *function.Version) (*part, error) {
+// again is the part of a deploy that makes a version's image again.
+func (j *job) again(active *function.Release, v *function.Version) (*part, error) {
 	spec := function.Spec{
 		Name: v.Function, Config: v.Config, Default: active.Default == v.Function, Port: active.Ports[v.Function],
 	}

@@ -24,7 +24,7 @@ func (w *world) lose() {
 	w.session = "gone"
 }
 
-func TestHealBringsLostImagesBack(t *testing.T) {
+func TestRebuildBringsLostImagesBack(t *testing.T) {
 	w := newWorld(t)
 	w.images.registry["example.com/b:1@"+info("", "b1").Digest.String()] = "b1"
 	req := w.request()
@@ -40,9 +40,9 @@ func TestHealBringsLostImagesBack(t *testing.T) {
 	w.must(req)
 	w.lose()
 	delete(w.builder.last, "a")
-	healed, missing, err := w.Heal(t.Context())
-	want := []Healed{{Environment: shop, Release: 2, Functions: []string{"a", "b"}}}
-	if diff := cmp.Diff(want, healed); diff != "" || missing != 0 || err != nil {
+	rebuilt, missing, err := w.Rebuild(t.Context())
+	want := []Rebuilt{{Environment: shop, Release: 2, Functions: []string{"a", "b"}}}
+	if diff := cmp.Diff(want, rebuilt); diff != "" || missing != 0 || err != nil {
 		t.Fatalf("%d missing, %v (-want +got):\n%s", missing, err, diff)
 	}
 	got := w.builder.last["a"]
@@ -59,16 +59,16 @@ func TestHealBringsLostImagesBack(t *testing.T) {
 			t.Errorf("%s is version %d of identity %s, was %s", name, n, v.Identity, old.Identity)
 		}
 	}
-	if left, _ := filepath.Glob(filepath.Join(w.healDir(), "*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(w.rebuildDir(), "*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	if healed, missing, err := w.Heal(t.Context()); len(healed) > 0 || missing > 0 || err != nil {
-		t.Errorf("healing again: %v, %d, %v", healed, missing, err)
+	if rebuilt, missing, err := w.Rebuild(t.Context()); len(rebuilt) > 0 || missing > 0 || err != nil {
+		t.Errorf("rebuilding again: %v, %d, %v", rebuilt, missing, err)
 	}
 }
 
-// TestHealKeepsWhatIsThere: only what is lost gets a new version.
-func TestHealKeepsWhatIsThere(t *testing.T) {
+// TestRebuildKeepsWhatIsThere: only what is lost gets a new version.
+func TestRebuildKeepsWhatIsThere(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.request())
 	v := w.store.View().Version(function.Key{Environment: shop, Function: "a"}, 1)
@@ -77,9 +77,9 @@ func TestHealKeepsWhatIsThere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	healed, missing, err := w.Heal(t.Context())
-	if len(healed) != 1 || !slices.Equal(healed[0].Functions, []string{"a"}) || missing != 0 || err != nil {
-		t.Fatalf("%v, %d, %v", healed, missing, err)
+	rebuilt, missing, err := w.Rebuild(t.Context())
+	if len(rebuilt) != 1 || !slices.Equal(rebuilt[0].Functions, []string{"a"}) || missing != 0 || err != nil {
+		t.Fatalf("%v, %d, %v", rebuilt, missing, err)
 	}
 	if got, want := w.store.View().ActiveRelease(shop).Versions, map[string]int{"a": 2, "b": 1}; !cmp.Equal(got, want) {
 		t.Errorf("versions %v, want %v", got, want)
@@ -90,8 +90,8 @@ func TestHealKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestHealSaysWhatItCannotDo: nothing changes then, and the reason names what to do.
-func TestHealSaysWhatItCannotDo(t *testing.T) {
+// TestRebuildSaysWhatItCannotDo: nothing changes then, and the reason names what to do.
+func TestRebuildSaysWhatItCannotDo(t *testing.T) {
 	for _, c := range []struct {
 		name, want string
 		harm       func(t *testing.T, w *world)
@@ -119,9 +119,9 @@ func TestHealSaysWhatItCannotDo(t *testing.T) {
 			w.must(w.request())
 			c.harm(t, w)
 			w.lose()
-			healed, missing, err := w.Heal(t.Context())
-			if len(healed) > 0 || missing != 2 || err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("%v, %d, %v", healed, missing, err)
+			rebuilt, missing, err := w.Rebuild(t.Context())
+			if len(rebuilt) > 0 || missing != 2 || err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, %d, %v", rebuilt, missing, err)
 			}
 			if s := w.state(); s.Active[shop] != 1 || s.Routed[shop] != 1 || s.Deploys+s.Recorded+s.Busy+s.Open != 0 || len(s.Images) != 0 {
 				t.Errorf("left: %+v", s)
@@ -138,7 +138,7 @@ func TestHealSaysWhatItCannotDo(t *testing.T) {
 		}
 		defer done()
 		var busy *api.Error
-		if _, missing, err := w.Heal(t.Context()); missing != 2 || !errors.As(err, &busy) || busy.Code != api.CodeConflict {
+		if _, missing, err := w.Rebuild(t.Context()); missing != 2 || !errors.As(err, &busy) || busy.Code != api.CodeConflict {
 			t.Errorf("%d missing, %v", missing, err)
 		}
 	})
@@ -148,8 +148,8 @@ func TestHealSaysWhatItCannotDo(t *testing.T) {
 		w.seam.mu.Lock()
 		w.seam.at, w.seam.hit = len(w.seam.calls)+1, func() error { return errdefs.ErrUnavailable }
 		w.seam.mu.Unlock()
-		if healed, _, err := w.Heal(t.Context()); len(healed) > 0 || !errdefs.IsUnavailable(err) {
-			t.Errorf("%v, %v", healed, err)
+		if rebuilt, _, err := w.Rebuild(t.Context()); len(rebuilt) > 0 || !errdefs.IsUnavailable(err) {
+			t.Errorf("%v, %v", rebuilt, err)
 		}
 	})
 }
@@ -172,7 +172,7 @@ func TestWhatAVersionIsMadeFromAgain(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := &function.Version{Key: function.Key{Environment: shop, Function: "f"}, Number: 3, Image: c.from, Config: function.DefaultConfig()}
-			p, err := (&job{Deployer: w.Deployer, id: "d1", req: api.DeployRequest{Environment: shop}}).rebuilt(rel, v)
+			p, err := (&job{Deployer: w.Deployer, id: "d1", req: api.DeployRequest{Environment: shop}}).again(rel, v)
 			if c.refused != "" {
 				if err == nil || !strings.Contains(err.Error(), c.refused) {
 					t.Errorf("refused with %v, want %q", err, c.refused)

@@ -7,15 +7,15 @@ import (
 
 // When images are looked for, and how seldom the daemon tries when it cannot bring them back.
 const (
-	healPause   = 15 * time.Second
-	healMost    = 10 * time.Minute
-	healTimeout = 30 * time.Minute // of one attempt: builds have their own, shorter
+	rebuildPause   = 15 * time.Second
+	rebuildMost    = 10 * time.Minute
+	rebuildTimeout = 30 * time.Minute // of one attempt: builds have their own, shorter
 )
 
-// healLoop brings back images that containerd has lost: it looks when the daemon starts, when containerd was away and
+// rebuildLoop brings back images that containerd has lost: it looks when the daemon starts, when containerd was away and
 // when an instance could not be started for want of its image; after a failure again, ever more seldom.
-func (d *Daemon) healLoop() {
-	pause := healPause
+func (d *Daemon) rebuildLoop() {
+	pause := rebuildPause
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -27,14 +27,14 @@ func (d *Daemon) healLoop() {
 			continue
 		case <-timer.C:
 		}
-		if d.heal() {
-			pause = healPause
+		if d.rebuild() {
+			pause = rebuildPause
 			timer.Stop()
 		} else {
 			timer.Reset(pause)
-			pause = min(2*pause, healMost)
+			pause = min(2*pause, rebuildMost)
 		}
-		if !d.rest(healPause) { // whatever is missed, not more often
+		if !d.rest(rebuildPause) { // whatever is missed, not more often
 			return
 		}
 	}
@@ -60,12 +60,12 @@ func (d *Daemon) lookForImages() {
 	}
 }
 
-// heal makes one attempt and says whether nothing is missing.
-func (d *Daemon) heal() bool {
-	ctx, cancel := context.WithTimeout(d.ctx, healTimeout)
+// rebuild makes one attempt and says whether nothing is missing.
+func (d *Daemon) rebuild() bool {
+	ctx, cancel := context.WithTimeout(d.ctx, rebuildTimeout)
 	defer cancel()
-	healed, missing, err := d.deployer.Heal(ctx)
-	for _, h := range healed {
+	rebuilt, missing, err := d.deployer.Rebuild(ctx)
+	for _, h := range rebuilt {
 		d.log.Info("images that containerd had lost are back", "environment", h.Environment.String(), "functions", h.Functions, "release", h.Release)
 	}
 	if err != nil && d.ctx.Err() == nil {
