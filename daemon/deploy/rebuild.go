@@ -29,7 +29,7 @@ import (
 // rebuildDir holds contexts that are unpacked for a rebuild. Nothing in it outlives the rebuild.
 func (d *Deployer) rebuildDir() string { return filepath.Join(d.opts.Dir, "rebuild") }
 
-// Rebuilt is what Heal did to one environment.
+// Rebuilt is what Rebuild did to one environment.
 type Rebuilt struct {
 	function.Environment
 	// Release is the one that took over.
