@@ -405,7 +405,7 @@ func (f *faultDaemon) active(t *testing.T, project string) function.Release {
 	}
 	for _, r := range all {
 		if r.State == function.ReleaseActive {
-			return r
+			return r.Release
 		}
 	}
 	t.Fatalf("no release of %s is active: %+v", project, all)
