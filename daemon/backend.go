@@ -43,7 +43,9 @@ func (b *backend) Deploy(ctx context.Context, req api.DeployRequest, event func(
 	ctx, done := b.untilClose(ctx)
 	defer done()
 	b.awaitBuilder(ctx)
+	begun := time.Now()
 	res, err := b.deployer.Deploy(ctx, req, event)
+	b.metrics.Deployed(deployResult(ctx, res, err), time.Since(begun))
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
 // Options are the settings of a Manager.
@@ -22,6 +23,9 @@ type Options struct {
 	QueueTimeout time.Duration
 	// IdleTimeout is how long an instance above min stays idle.
 	IdleTimeout time.Duration
+	// Policy says how long an idle instance is kept within IdleTimeout, which go first, and when one is started
+	// ahead of need; nil keeps all for IdleTimeout.
+	Policy *policy.Policy
 	// FreezeAfter is how long an instance is idle before its processes are stopped; 0 means never.
 	FreezeAfter time.Duration
 	// MaxInstances caps the instances of all functions together; 0 means no cap.
@@ -33,7 +37,9 @@ type Options struct {
 	// MemoryUsed reads what all instances really use, in bytes, without page cache. It may be nil: then only their limits
 	// count. It is called by one goroutine, about once a second.
 	MemoryUsed func() (int64, error)
-	Log        *slog.Logger
+	// Observer is told what becomes of instances; may be nil.
+	Observer Observer
+	Log      *slog.Logger
 }
 
 // Manager holds the pools of all versions and the live releases of all environments.
@@ -55,6 +61,7 @@ type Manager struct {
 	mu     sync.Mutex
 	pools  map[versionKey]*entry
 	limits map[function.Key]*limit
+	newest map[function.Key]*Pool // made last, while it is in pools
 	// live are the releases that are not finished; counters are of those that are kept, by number.
 	live     map[*Release]struct{}
 	counters map[releaseKey]*counters
@@ -79,11 +86,14 @@ type entry struct {
 
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
+	if opts.Observer == nil {
+		opts.Observer = nobody{}
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Manager{
 		opts: opts, ctx: ctx, cancel: cancel,
 		host: newLimit(opts.MaxInstances, one), memory: newLimit(int64(float64(opts.MemoryMB)*max(opts.Overcommit, 1)), memoryOf),
-		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, retired: map[*Pool]struct{}{},
+		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, newest: map[function.Key]*Pool{}, retired: map[*Pool]struct{}{},
 		live: map[*Release]struct{}{}, counters: map[releaseKey]*counters{},
 	}
 	m.host.fair, m.memory.fair = true, true
@@ -129,6 +139,10 @@ func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool
 	for _, l := range p.limits() {
 		l.join(p)
 	}
+	if before := m.newest[v.Key]; before != nil {
+		p.learn(before)
+	}
+	m.newest[v.Key] = p
 	return p
 }
 
@@ -149,6 +163,9 @@ func (m *Manager) unrefLocked(v *function.Version) *Pool {
 // removeLocked forgets a pool that nobody uses; the caller closes it.
 func (m *Manager) removeLocked(k versionKey, e *entry) {
 	delete(m.pools, k)
+	if m.newest[k.Key] == e.pool {
+		delete(m.newest, k.Key)
+	}
 	m.retired[e.pool] = struct{}{}
 	for _, l := range e.pool.limits() {
 		l.leave(e.pool)
@@ -192,10 +209,11 @@ func (m *Manager) sweep(now time.Time) {
 	}
 	m.mu.Unlock()
 	m.measure()
+	scarcity := m.memory.scarcity()
 	m.host.offer(nil)
 	m.memory.offer(nil)
 	for _, p := range all {
-		p.sweep(now)
+		p.sweep(now, scarcity)
 	}
 	for _, p := range last {
 		p.close()
