@@ -102,6 +102,7 @@ type Daemon struct {
 	reconciling sync.Mutex
 	untidy      atomic.Bool            // something of a deploy may have to be undone
 	breach      atomic.Pointer[string] // why the firewall does not stand, if it does not
+	missed      chan struct{}          // an image was missed; see rebuildLoop
 }
 
 type boundListener struct {
@@ -111,7 +112,7 @@ type boundListener struct {
 
 // Open starts everything and returns when requests are served. On error nothing is left open.
 func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
-	d := &Daemon{opts: opts, cfg: opts.Config, log: opts.Log}
+	d := &Daemon{opts: opts, cfg: opts.Config, log: opts.Log, missed: make(chan struct{}, 1)}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
@@ -470,6 +471,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.started = time.Now()
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
+	d.group.Go(d.rebuildLoop)
 	d.group.Go(d.watchdog)
 	d.group.Go(d.runJudge)
 	d.group.Go(d.watchMemory)

@@ -99,6 +99,9 @@ type Image struct {
 	BaseDigest string `json:"base_digest,omitempty"`
 	// Context is the digest of the stored build context; empty for pulled images.
 	Context string `json:"context,omitempty"`
+	// Build says how the image was built from that context; nil for pulled images, and for versions of before it was
+	// recorded.
+	Build *Build `json:"build,omitempty"`
 }
 
 // Argv returns the effective entrypoint and command: each present member of the configuration
