@@ -155,7 +155,7 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 	made = &rawInstances{}
 	starter := worker.NewStarter(worker.Options{
 		Instances: made, Logs: store, Region: "us-east-1", InitTimeout: time.Minute, CreateTimeout: time.Minute, Log: log,
-		LambdaAPI: func(function.Environment, func() invocation.Binding) http.Handler { return http.NotFoundHandler() },
+		LambdaAPI: func(function.Environment, func() invocation.Caller) http.Handler { return http.NotFoundHandler() },
 	})
 	pools := pool.NewManager(pool.Options{
 		Starter: starter, DefaultMax: func(*function.Version) int { return most }, QueueLimit: 1000, QueueTimeout: time.Minute, IdleTimeout: time.Hour, Log: log,

@@ -147,6 +147,8 @@ func TestFiguresAndRecordsAreExact(t *testing.T) {
 		`lfx_cold_starts_total{project="figures",environment="default",function="full"}`:                                                          1,
 		`lfx_instances{project="figures",environment="default",function="f",version="1",state="busy"}`:                                            0,
 		`lfx_release_active{project="figures",environment="default"}`:                                                                             1,
+		`lfx_release_traffic_percent{project="figures",environment="default",release="1",status="active"}`:                                        100,
+		`lfx_release_requests_in_flight{project="figures",environment="default",release="1"}`:                                                     0,
 	})
 }
 
