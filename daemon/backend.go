@@ -40,12 +40,12 @@ func (b *backend) Version(ctx context.Context) api.VersionInfo {
 
 // Deploy implements server.Backend.
 func (b *backend) Deploy(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) }) // a shutdown undoes it
-	defer stop()
+	ctx, done := b.untilClose(ctx)
+	defer done()
 	b.awaitBuilder(ctx)
+	begun := time.Now()
 	res, err := b.deployer.Deploy(ctx, req, event)
+	b.metrics.Deployed(deployResult(ctx, res, err), time.Since(begun))
 	if err != nil {
 		return nil, err
 	}
@@ -203,6 +203,7 @@ func (b *backend) Instances() []api.InstanceInfo {
 func instanceInfo(in pool.Instance) api.InstanceInfo {
 	info := api.InstanceInfo{
 		Key: in.Version.Key, ID: in.ID, Version: in.Version.Number, State: in.State,
+		Release: in.Release, InFlight: in.InFlight, MemoryBytes: in.MemoryBytes,
 		Address: in.Address, Started: in.Started, Used: in.Used, Phases: make(map[string]int64, len(in.Phases)),
 	}
 	for name, d := range in.Phases {

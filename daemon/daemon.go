@@ -34,7 +34,10 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/pool/policy"
+	"lfx.dev/lfxd/daemon/records"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/worker"
@@ -86,6 +89,8 @@ type Daemon struct {
 	instances   *instance.Manager
 	starter     *worker.Starter
 	pools       *pool.Manager
+	metrics     *metrics.Registry
+	records     *records.Store
 	deployer    *deploy.Deployer
 	releaser    *releaser
 	gateway     *gateway.Gateway
@@ -119,6 +124,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}{
 		{"directories", d.openDirs},
 		{"state", d.openState},
+		{"kernel", d.checkKernel},
 		{"listeners", d.bind},
 		{"network", d.openNetwork}, // the firewall stands before the build bridge appears
 		{"engine", d.openEngine},
@@ -315,6 +321,7 @@ func (d *Daemon) liveIDs() []string {
 // openFunctions makes the pools and brings every active release back.
 func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.shareShims(ctx)
+	d.metrics, d.records = metrics.New(), records.New(d.cfg.Records.Max)
 	d.images = image.New(d.client, "overlayfs", image.Options{Owner: d.store.View().Node()})
 	d.gateway = gateway.New(gateway.Options{
 		Resolver: resolverFunc(func(ctx context.Context, t gateway.Target) (invocation.Route, error) {
@@ -323,23 +330,34 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		Region:   d.cfg.Region,
 		Account:  func(e function.Environment) string { return accountOf(d.store.View(), e) },
 		Overhead: d.cfg.Functions.QueueTimeout.Duration + d.cfg.Functions.InitTimeout.Duration + invokeMargin,
+		Observer: observer{d.metrics, d.records},
 		Log:      d.log,
 	})
 	d.starter = worker.NewStarter(worker.Options{
 		Instances: creator{d}, Logs: d.logs, Region: d.cfg.Region,
 		InitTimeout: d.cfg.Functions.InitTimeout.Duration, CreateTimeout: createTimeout,
-		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
-			return server.InstanceHandler(d.gateway, env, binding)
+		LambdaAPI: func(env function.Environment, caller func() invocation.Caller) http.Handler {
+			return server.InstanceHandler(d.gateway, env, caller)
 		},
 		Log: d.log,
 	})
+	var keep *policy.Policy // nil: until the idle timeout
+	if d.cfg.Functions.KeepAlive == "adaptive" {
+		keep = policy.New(policy.Defaults())
+	}
 	d.pools = pool.NewManager(pool.Options{
+		Policy:  keep,
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
 		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
-		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Log: d.log,
+		FreezeAfter: d.cfg.Functions.FreezeAfter.Duration, MaxInstances: int64(d.cfg.Functions.MaxInstances),
+		MemoryMB: d.memoryBudget() >> 20, Overcommit: d.cfg.Functions.MemoryOvercommit, MemoryUsed: d.memoryUsed,
+		Observer: d.metrics, Log: d.log,
 	})
 	d.onClose(func() {
 		d.pools.Close(d.drain)
+		if d.server != nil { // its requests have ended with their instances
+			d.server.Wait()
+		}
 		d.starter.Wait()
 	})
 	if err := d.openServer(); err != nil {
@@ -391,7 +409,7 @@ func (d *Daemon) openServer() (err error) {
 
 func (d *Daemon) openDeployer() {
 	d.deployer = deploy.New(deploy.Options{
-		Store: d.store, Sessions: d.sessions, Builder: d.builder, Images: d.images, Releases: d.releaser,
+		Store: d.store, Sessions: d.sessions, Builder: countedBuilder{d.builder, d.metrics}, Images: d.images, Releases: d.releaser,
 		Dir: d.cfg.StateDir, RegistryHost: d.registryHost(), BaseImages: d.cfg.BaseImages,
 		Keep: d.cfg.Releases.Keep, MaxParallel: d.cfg.Build.MaxParallel, BuildTimeout: d.cfg.Build.Timeout.Duration,
 		WarmTimeout: warmTimeout, LogLimit: int64(d.cfg.Build.LogLimit), Limits: d.contextLimits(), Log: d.log,
@@ -406,31 +424,39 @@ func (d *Daemon) registryHost() string {
 	return "localhost"
 }
 
-// restore activates the releases that were active before. A function that cannot be warmed now is
-// started by its first request; it does not keep the others down.
+// restore activates the releases that were active before, and gives the canaries their shares again. A function
+// that cannot be warmed now is started by its first request; it does not keep the others down.
 func (d *Daemon) restore() error {
 	view := d.store.View()
 	for _, env := range view.Environments() {
-		rel := view.ActiveRelease(env.Environment)
-		if rel == nil {
+		active := view.ActiveRelease(env.Environment)
+		if active == nil || !d.bringBack(view, active, (*candidate).Activate) {
 			continue
 		}
-		c, taken, err := d.releaser.Restore(*rel, versionsOf(view, rel))
-		if err != nil {
-			d.log.Error("the release could not be brought back", "environment", env.Environment.String(), "release", rel.Number, "error", err)
-			continue
+		if c := view.Canary(env.Environment); c != nil {
+			d.bringBack(view, view.Release(env.Environment, c.Release), func(cand *candidate) { cand.Share(c.Share) })
 		}
-		if taken != nil {
-			d.log.Error("a function does not answer on its port; free the port and restart lfxd", "environment", env.Environment.String(), "release", rel.Number, "error", taken)
-		}
-		c.Activate()
-		d.group.Go(func() {
-			if err := c.Warm(d.ctx); err != nil && d.ctx.Err() == nil {
-				d.log.Warn("instances that should be warm are not", "environment", env.Environment.String(), "error", err)
-			}
-		})
 	}
 	return nil
+}
+
+// bringBack prepares a release, routes to it and warms it in the background; it reports whether it could.
+func (d *Daemon) bringBack(view *store.Snapshot, rel *function.Release, route func(*candidate)) bool {
+	c, taken, err := d.releaser.Restore(*rel, versionsOf(view, rel))
+	if err != nil {
+		d.log.Error("the release could not be brought back", "environment", rel.Environment.String(), "release", rel.Number, "error", err)
+		return false
+	}
+	if taken != nil {
+		d.log.Error("a function does not answer on its port; free the port and restart lfxd", "environment", rel.Environment.String(), "release", rel.Number, "error", taken)
+	}
+	route(c)
+	d.group.Go(func() {
+		if err := c.Warm(d.ctx); err != nil && d.ctx.Err() == nil {
+			d.log.Warn("instances that should be warm are not", "environment", rel.Environment.String(), "release", rel.Number, "error", err)
+		}
+	})
+	return true
 }
 
 // serve opens the doors and starts the loops.
@@ -445,6 +471,8 @@ func (d *Daemon) serve(context.Context) error {
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
 	d.group.Go(d.watchdog)
+	d.group.Go(d.runJudge)
+	d.group.Go(d.watchMemory)
 	return nil
 }
 
@@ -458,6 +486,7 @@ func (d *Daemon) reconcileLoop() {
 		case <-tick.C:
 		}
 		d.reconcileNow()
+		d.pruneFigures()
 	}
 }
 

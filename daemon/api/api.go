@@ -108,6 +108,9 @@ type DeployResult struct {
 	Unchanged bool             `json:"unchanged"`
 	Plan      bool             `json:"plan,omitempty"`
 	Functions []DeployFunction `json:"functions"`
+	// Previous is the release that was active before, which drains now unless it stays the active one; 0 when
+	// there was none.
+	Previous int `json:"previous,omitempty"`
 	// Endpoints are for people: URLs that now answer.
 	Endpoints []string `json:"endpoints,omitempty"`
 }

@@ -46,6 +46,7 @@ type Config struct {
 	Functions Functions `toml:"functions"`
 	Build     Build     `toml:"build"`
 	Logs      Logs      `toml:"logs"`
+	Records   Records   `toml:"records"`
 	Releases  Releases  `toml:"releases"`
 }
 
@@ -107,16 +108,29 @@ type Functions struct {
 	// The most instances of one function when its manifest does not say; 0 chooses by the host: four for each
 	// core, as far as memory goes.
 	DefaultMax int `toml:"default_max"`
-	// How long an instance without work is kept.
+	// How long an instance without work is kept at most.
 	IdleTimeout Duration `toml:"idle_timeout"`
+	// Who says how long an idle instance is kept within `idle_timeout`: `adaptive` learns when each function is called and
+	// weighs it against the memory and the time of a start, and may start an instance ahead of a call; `fixed` keeps all of
+	// them until then.
+	KeepAlive string `toml:"keep_alive"`
 	// How long a function may take to start. 10 s is Lambda's own limit.
 	InitTimeout Duration `toml:"init_timeout"`
 	// How many requests may wait for one function; more are answered with 429.
 	QueueLimit int `toml:"queue_limit"`
 	// How long a request may wait for an instance before it is answered with 429.
 	QueueTimeout Duration `toml:"queue_timeout"`
-	// How much memory all instances together may have: a share of the host's such as `80%`, or a size.
+	// How much memory all instances together may have: a share of the host's such as `80%`, or a size. A smaller
+	// limit of the cgroup in which they run counts instead.
 	MemoryBudget Budget `toml:"memory_budget"`
+	// How many times the budget the limits of all instances together may be: memory and `/tmp` of each. What they really
+	// use stays below the budget all the same; 1 promises every instance all of its memory.
+	MemoryOvercommit float64 `toml:"memory_overcommit"`
+	// The most instances of all functions together; 0 means as many as memory allows.
+	MaxInstances int `toml:"max_instances"`
+	// How long an instance is idle before its processes are stopped, so that it uses no CPU; the next event
+	// lets them go on. `0s` means never.
+	FreezeAfter Duration `toml:"freeze_after"`
 }
 
 // Build bounds builds.
@@ -141,6 +155,12 @@ type Logs struct {
 	MaxBytesPerFunction Size `toml:"max_bytes_per_function"`
 	// Whether output also goes to systemd's journal: `auto` (when there is one), `on` or `off`.
 	Journald string `toml:"journald"`
+}
+
+// Records bounds what lfxd remembers of single invocations for `lfxctl why`.
+type Records struct {
+	// How many of the newest invocations have a record. Records are in memory, about 300 bytes each; 0 means none.
+	Max int `toml:"max"`
 }
 
 // Releases says what is kept for rollbacks.
@@ -171,14 +191,16 @@ func Default() *Config {
 			Table: "lfx", MTU: 1500, DNS: []string{}, Allow: []string{},
 		},
 		Functions: Functions{
-			IdleTimeout: Duration{10 * time.Minute}, InitTimeout: Duration{10 * time.Second},
+			IdleTimeout: Duration{10 * time.Minute}, KeepAlive: "adaptive", InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
+			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
 		},
 		Build: Build{
 			Timeout: Duration{15 * time.Minute}, MaxParallel: 4, ContextLimit: 256 << 20,
 			ContextEntries: 50_000, LogLimit: 8 << 20, CacheLimit: 20 << 30,
 		},
 		Logs:     Logs{MaxBytesPerFunction: 16 << 20, Journald: "auto"},
+		Records:  Records{Max: 20_000},
 		Releases: Releases{Keep: 10},
 	}
 }

@@ -192,6 +192,9 @@ var neverAllowed = []netip.Prefix{
 	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/3"),
 }
 
+// maxRecords bounds the records of invocations: about 300 MB.
+const maxRecords = 1_000_000
+
 func (c *Config) validateBounds(p *problems) {
 	atLeast := func(key string, value, least int64, unit string) {
 		p.check(value >= least, key, "%d%s is too small, it must be at least %d%s", value, unit, least, unit)
@@ -204,11 +207,18 @@ func (c *Config) validateBounds(p *problems) {
 	}
 	atLeast("functions.default_max", int64(c.Functions.DefaultMax), 0, "")
 	duration("functions.idle_timeout", c.Functions.IdleTimeout, time.Second)
+	k := c.Functions.KeepAlive
+	p.check(k == "adaptive" || k == "fixed", "functions.keep_alive", "%q must be adaptive or fixed", k)
 	duration("functions.init_timeout", c.Functions.InitTimeout, time.Second)
 	atLeast("functions.queue_limit", int64(c.Functions.QueueLimit), 0, "")
 	duration("functions.queue_timeout", c.Functions.QueueTimeout, 100*time.Millisecond)
 	b := c.Functions.MemoryBudget
 	p.check(b.Percent > 0 || b.Bytes >= 128<<20, "functions.memory_budget", "%s has no room for a single function; write for example 80%%", b)
+	o := c.Functions.MemoryOvercommit
+	p.check(o >= 1 && o <= 1000, "functions.memory_overcommit", "%v is not between 1 and 1000", o)
+	atLeast("functions.max_instances", int64(c.Functions.MaxInstances), 0, "")
+	freeze := c.Functions.FreezeAfter.Duration
+	p.check(freeze == 0 || freeze >= 100*time.Millisecond, "functions.freeze_after", "%s is too short, it must be at least 100ms, or 0s for never", freeze)
 	duration("build.timeout", c.Build.Timeout, time.Second)
 	atLeast("build.max_parallel", int64(c.Build.MaxParallel), 1, "")
 	size("build.context_limit", c.Build.ContextLimit, 1<<10)
@@ -218,5 +228,7 @@ func (c *Config) validateBounds(p *problems) {
 	size("logs.max_bytes_per_function", c.Logs.MaxBytesPerFunction, 64<<10)
 	j := c.Logs.Journald
 	p.check(j == "auto" || j == "on" || j == "off", "logs.journald", "%q must be auto, on or off", j)
+	r := c.Records.Max
+	p.check(r >= 0 && r <= maxRecords, "records.max", "%d must be between 0 (none) and %d", r, maxRecords)
 	atLeast("releases.keep", int64(c.Releases.Keep), 1, "")
 }

@@ -67,6 +67,8 @@ type Concurrency struct {
 	Min int `json:"min"`
 	// Max is a hard cap across all versions of the function; zero means the daemon's default.
 	Max int `json:"max"`
+	// Stopped is the manifest's max: 0: the function must not run, every call is throttled. Max is zero then.
+	Stopped bool `json:"stopped,omitempty"`
 }
 
 // Cores returns the CPU share in cores.
@@ -138,12 +140,15 @@ type Version struct {
 func (v *Version) String() string { return fmt.Sprintf("%s:%d", v.Key, v.Number) }
 
 // ReleaseState says where a release stands. Transitions: recorded → active → superseded;
-// recorded → failed. A superseded release may become active again (rollback).
+// recorded → failed; recorded → superseded (kept without being activated). A superseded release may
+// become active again (rollback). A recorded or superseded one may become the canary, which is promoted
+// (active) or aborted (superseded).
 type ReleaseState string
 
 const (
 	ReleaseRecorded   ReleaseState = "recorded"
 	ReleaseActive     ReleaseState = "active"
+	ReleaseCanary     ReleaseState = "canary"
 	ReleaseSuperseded ReleaseState = "superseded"
 	ReleaseFailed     ReleaseState = "failed"
 )

@@ -32,6 +32,8 @@ type Request struct {
 	// Binding is the release the request is bound to; calls that the function makes while it
 	// handles this request stay on it. Opaque to everyone but the pool.
 	Binding Binding
+	// Trace is written by those who handle the request.
+	Trace Trace
 }
 
 // Binding is a release that a request was bound to when it was accepted.
@@ -49,10 +51,19 @@ type Outcome struct {
 	FunctionError string
 	// ErrorType is the error's class for records and logs, for example "Sandbox.Timedout".
 	ErrorType string
+	// Result is OK, Failed, TimedOut or Crashed.
+	Result Result
 	// LogTail is the end of START … REPORT, only when the request asked for it.
 	LogTail []byte
 	// Free returns Payload's buffer; may be nil. Payload must not be used after it.
 	Free func()
+}
+
+// Completion takes the outcome of an invocation that Route.Begin began.
+type Completion interface {
+	// Complete is called exactly once, from any goroutine, and must not block. nil means that the event
+	// never reached the function: the invocation may be tried again.
+	Complete(out *Outcome)
 }
 
 // Route is one resolved target, bound to a release until Close. Close must be called exactly once.
@@ -62,6 +73,11 @@ type Route interface {
 	// Invoke waits for an instance, runs the invocation and returns its outcome. ctx ends the wait for
 	// an instance; a running invocation is bounded by the function's timeout and is not cut by ctx.
 	Invoke(ctx context.Context, req *Request) (*Outcome, error)
+	// Begin gives the event to an idle instance, if there is one, without waiting for anything but the
+	// write of a large event; done learns the outcome, which may be before Begin returns. false
+	// means that nothing was done and done will not be called: use Invoke. req and its payload
+	// must not be changed before.
+	Begin(req *Request, done Completion) bool
 	Close()
 }
 

@@ -57,6 +57,7 @@ func schemaKeys(t *testing.T) map[string]struct{ schema, decoder []string } {
 		"project":     pair(keys(projectFields)),
 		"function":    pair(keys(functionFields), "$defs", "function"),
 		"build":       pair(keys(buildFields), "$defs", "build"),
+		"canary":      pair(keys(canaryFields), "properties", "canary"),
 		"concurrency": pair(keys(concurrencyFields), "$defs", "function", "properties", "concurrency"),
 	}
 }
@@ -171,7 +172,8 @@ func TestSchemaAgreesWithTheDecoder(t *testing.T) {
 		"{image: alpine, env_file: []}":                       true,
 		"{image: alpine, env_file: {}}":                       false,
 		"{image: alpine, concurrency: {min: 1, max: 2}}":      true,
-		"{image: alpine, concurrency: {max: 0}}":              false,
+		"{image: alpine, concurrency: {max: 0}}":              true,
+		"{image: alpine, concurrency: {max: -1}}":             false,
 		"{image: alpine, concurrency: {min: -1}}":             false,
 		"{image: alpine, concurrency: {maximum: 1}}":          false,
 		"{image: alpine, concurrency: {min: 1.5}}":            false,
