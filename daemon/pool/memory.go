@@ -213,7 +213,7 @@ func (p *Pool) evictIdle(all bool, reason string) bool {
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	if p.memory.gauge != nil {
-		s.freed.Store(s.memory() >> 20)
+		s.freed.Store(max(1, s.memory()>>20)) // something, or all idle ones would follow
 		p.memory.evicted(s.freed.Load())
 	}
 	p.end(s, reason)
