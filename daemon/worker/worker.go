@@ -368,7 +368,7 @@ func (w *Worker) ID() string { return w.id }
 func (w *Worker) Info() pool.WorkerInfo {
 	p := w.inst.Phases()
 	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started, Phases: map[string]time.Duration{
-		"snapshot": p.Snapshot, "container": p.Container, "create": p.Create, "network": p.Network,
+		"files": p.Files, "container": p.Container, "create": p.Create, "network": p.Network,
 		"check": p.Check, "start": p.Start, "init": w.initDur,
 	}}
 }
