@@ -303,11 +303,11 @@ func (d *Daemon) reconcile(ctx context.Context) error {
 	return errors.Join(err, d.network.GC(ctx, d.liveIDs()))
 }
 
-// liveIDs lists the instances that this process has made and not yet removed.
+// liveIDs lists the instances that this process has made and not yet removed, and the networks that it made ahead.
 func (d *Daemon) liveIDs() []string {
-	var ids []string
+	ids := d.instances.IDs()
 	if d.starter != nil {
-		ids = d.starter.IDs()
+		ids = append(ids, d.starter.IDs()...)
 	}
 	return ids
 }
@@ -331,6 +331,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
 			return server.InstanceHandler(d.gateway, env, binding)
 		},
+		Ahead: d.ahead(), Starts: int64(2 * runtime.NumCPU()), Removals: int64(runtime.NumCPU()),
 		Log: d.log,
 	})
 	d.pools = pool.NewManager(pool.Options{
@@ -444,6 +445,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.started = time.Now()
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
+	d.group.Go(func() { d.starter.Run(d.ctx) })
 	d.group.Go(d.watchdog)
 	return nil
 }

@@ -117,6 +117,13 @@ type Functions struct {
 	QueueTimeout Duration `toml:"queue_timeout"`
 	// How much memory all instances together may have: a share of the host's such as `80%`, or a size.
 	MemoryBudget Budget `toml:"memory_budget"`
+	// How many spares each active version has: instances that are made before there is a request and have run nothing of the
+	// function yet, so that the next start takes no longer than the function's own. Each uses some 2 MiB; 0 means none.
+	Spares int `toml:"spares"`
+	// The most spares on the host. Versions that were called last come first.
+	MaxSpares int `toml:"max_spares"`
+	// How many network namespaces with an address stand ready for the next instances of any function; 0 means none.
+	NetworksAhead int `toml:"networks_ahead"`
 }
 
 // Build bounds builds.
@@ -173,6 +180,7 @@ func Default() *Config {
 		Functions: Functions{
 			IdleTimeout: Duration{10 * time.Minute}, InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
+			Spares: 1, MaxSpares: 16, NetworksAhead: 4,
 		},
 		Build: Build{
 			Timeout: Duration{15 * time.Minute}, MaxParallel: 4, ContextLimit: 256 << 20,

@@ -20,7 +20,7 @@ import (
 // container could not mount sysfs; both live as long as our descriptors, and no process is in them.
 
 // NewID returns the ID for an instance that is made now: that of a network made ahead, if there is one, else one that
-// was never used. Create must follow.
+// was never used. Create or GiveBack must follow.
 func (m *Manager) NewID() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -31,6 +31,16 @@ func (m *Manager) NewID() string {
 		return i.id
 	}
 	return RandomID()
+}
+
+// GiveBack lets go of an ID from NewID that Create was not called with.
+func (m *Manager) GiveBack(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if i := m.promised[id]; i != nil {
+		delete(m.promised, id)
+		m.ahead = append(m.ahead, i)
+	}
 }
 
 // RandomID returns an ID that was never used.

@@ -170,6 +170,11 @@ func TestNetworksAheadLeaveNothing(t *testing.T) {
 	if err := m.MakeNetwork(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
+	m.GiveBack(m.NewID())
+	m.GiveBack("never-promised")
+	if got := m.NetworksAhead(); got != 1 {
+		t.Errorf("%d networks after one was given back, want 1", got)
+	}
 	if _, err := m.Create(testContext(t), Spec{ID: m.NewID()}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("error = %v", err)
 	}
