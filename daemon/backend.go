@@ -209,6 +209,7 @@ func (b *backend) Instances() []api.InstanceInfo {
 func instanceInfo(in pool.Instance) api.InstanceInfo {
 	info := api.InstanceInfo{
 		Key: in.Version.Key, ID: in.ID, Version: in.Version.Number, State: in.State,
+		Release: in.Release, InFlight: in.InFlight, MemoryBytes: in.MemoryBytes,
 		Address: in.Address, Started: in.Started, Used: in.Used, Phases: make(map[string]int64, len(in.Phases)),
 	}
 	for name, d := range in.Phases {

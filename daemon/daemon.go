@@ -119,6 +119,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}{
 		{"directories", d.openDirs},
 		{"state", d.openState},
+		{"kernel", d.checkKernel},
 		{"listeners", d.bind},
 		{"network", d.openNetwork}, // the firewall stands before the build bridge appears
 		{"engine", d.openEngine},
@@ -337,10 +338,14 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.pools = pool.NewManager(pool.Options{
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
 		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
-		MemoryMB: d.cfg.Functions.MemoryBudget.Of(hostMemory()) >> 20, Log: d.log,
+		FreezeAfter: d.cfg.Functions.FreezeAfter.Duration, MaxInstances: int64(d.cfg.Functions.MaxInstances),
+		MemoryMB: d.memoryBudget() >> 20, Overcommit: d.cfg.Functions.MemoryOvercommit, MemoryUsed: d.memoryUsed, Log: d.log,
 	})
 	d.onClose(func() {
 		d.pools.Close(d.drain)
+		if d.server != nil { // its requests have ended with their instances
+			d.server.Wait()
+		}
 		d.starter.Wait()
 	})
 	if err := d.openServer(); err != nil {
@@ -447,6 +452,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.group.Go(d.followEngine)
 	d.group.Go(func() { d.starter.Run(d.ctx) })
 	d.group.Go(d.watchdog)
+	d.group.Go(d.watchMemory)
 	return nil
 }
 

@@ -176,21 +176,9 @@ func (r *report) kernel() {
 	var u unix.Utsname
 	unix.Uname(&u) //nolint:errcheck // cannot fail
 	r.add("kernel", "ok", unix.ByteSliceToString(u.Release[:]), "")
-	for name, f := range map[string]string{
-		"user namespaces": "/proc/sys/user/max_user_namespaces",
-		"seccomp":         "/proc/sys/kernel/seccomp/actions_avail",
-	} {
-		data, err := os.ReadFile(f)
-		if err == nil && strings.TrimSpace(string(data)) == "0" {
-			err = errors.New("switched off in " + f)
-		}
-		r.check(name, err, "available", "use a kernel with "+name+", and do not switch them off by sysctl")
+	for _, f := range kernelFeatures() {
+		r.check(f.name, f.err, "available", f.remedy)
 	}
-	fs, err := os.ReadFile("/proc/filesystems")
-	if err == nil && !strings.Contains(string(fs), "\toverlay\n") {
-		err = errors.New("the kernel does not know overlayfs")
-	}
-	r.check("overlayfs", err, "available", "modprobe overlay")
 }
 
 func (r *report) disk(dir string) {

@@ -21,6 +21,7 @@ import (
 	"lfx.dev/lfxd/daemon/logs"
 	"lfx.dev/lfxd/runtime/apparmor"
 	"lfx.dev/lfxd/runtime/cgroup"
+	"lfx.dev/lfxd/runtime/pressure"
 )
 
 // openEngine starts or reaches containerd and buildkitd. With --with-engine both answer when it
@@ -144,11 +145,48 @@ func (d *Daemon) limitFunctions() {
 	}
 	root, err := cgroup.Detect()
 	if err == nil {
-		err = root.LimitParent(filepath.Join(d.cfg.CgroupParent, "fn"), d.cfg.Functions.MemoryBudget.Of(hostMemory()), hostThreads()*8/10)
+		err = root.LimitParent(filepath.Join(d.cfg.CgroupParent, "fn"), d.memoryBudget(), hostThreads()*8/10)
 	}
 	if err != nil {
 		d.log.Warn("functions are limited one by one, but not all together", "error", err)
 	}
+}
+
+// memoryBudget is what all instances together may use, in bytes: the configured share, at most what the cgroup in which
+// they run allows.
+func (d *Daemon) memoryBudget() int64 {
+	total := hostMemory()
+	root, err := cgroup.Detect()
+	if err != nil {
+		return d.cfg.Functions.MemoryBudget.Of(total)
+	}
+	least := func(bytes int64, path string) int64 {
+		allowed, err := root.MemoryAllowed(path)
+		if err != nil || allowed == 0 || allowed > uint64(bytes) {
+			return bytes
+		}
+		return int64(allowed)
+	}
+	// The cgroup below cgroup_parent has the limit that an earlier run has set: it does not count.
+	within := d.cfg.CgroupParent
+	if layout, err := d.cgroups(); err == nil && layout.Driven() {
+		within = layout.Parent()
+	}
+	return least(d.cfg.Functions.MemoryBudget.Of(least(total, "/")), within)
+}
+
+// memoryUsed reads what all instances use now, in bytes.
+func (d *Daemon) memoryUsed() (int64, error) {
+	n, err := d.instances.MemoryBytes()
+	return int64(n), err
+}
+
+// watchMemory ends spares and idle instances when the host becomes short of memory.
+func (d *Daemon) watchMemory() {
+	pressure.Watch(d.ctx, pressure.Options{Notify: func(source string) {
+		d.starter.DropSpares(source)
+		d.pools.Relieve(source)
+	}, Log: d.log})
 }
 
 // hostThreads is how many threads the kernel allows on this host.

@@ -46,6 +46,10 @@ func TestMissingPartsHaveTheirOwnSentence(t *testing.T) {
 			want: []string{"nft", "install"}},
 		{name: "cgroups read-only", config: config("", ""), engine: true, inside: "for m in $(awk '$5 ~ \"^/sys/fs/cgroup\" {print $5}' /proc/self/mountinfo); do mount -o remount,bind,ro $m || exit 9; done",
 			want: []string{"cgroup", "read-only"}},
+		{name: "overlayfs missing", config: config("", ""), engine: true, inside: "grep -v overlay /proc/filesystems >" + f.state + "/filesystems; mount --bind " + f.state + "/filesystems /proc/filesystems",
+			want: []string{"overlayfs", "modprobe overlay"}},
+		{name: "user namespaces off", config: config("", ""), engine: true, inside: "echo 0 >" + f.state + "/zero; mount --bind " + f.state + "/zero /proc/sys/user/max_user_namespaces",
+			want: []string{"user namespaces", "switched off in /proc/sys/user/max_user_namespaces"}},
 		{name: "not root", config: config("", ""), engine: true, as: 65534, want: []string{"root"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -94,6 +98,29 @@ func TestFullDiskAndStoppedReaders(t *testing.T) {
 		python("talk", "def handler(event, context):\n    for i in range(event.get('lines', 0)): print('x' * 100)\n    return 'v1'\n"),
 	))
 	f.mustDeploy(dir)
+	t.Run("socket not permitted", func(t *testing.T) {
+		lfxctl := filepath.Join(t.TempDir(), "lfxctl") // the repository may lie where only root looks
+		for dir := filepath.Dir(lfxctl); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := exec.Command("cp", f.binary("lfxctl"), lfxctl).CombinedOutput(); err != nil {
+			t.Fatal(err, string(out))
+		}
+		cmd := exec.Command(lfxctl, "ls")
+		cmd.Env = []string{"LFX_HOST=unix://" + f.run + "/lfxd.sock", "HOME=/"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			t.Fatalf("a stranger may use the control socket:\n%s", out)
+		}
+		for _, want := range []string{f.run + "/lfxd.sock", "not in group lfxd", "sudo usermod"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("lfxctl says %q, which lacks %q", out, want)
+			}
+		}
+	})
 	t.Run("state", func(t *testing.T) {
 		full := filepath.Join(f.state, "state", "full")
 		fill(t, full, 0)

@@ -89,7 +89,7 @@ func detailFields(a *app, d *api.FunctionDetail) []field {
 		{"CPU", cpu},
 		{"/tmp", memory(c.TmpMB)},
 		{"Timeout", d.Timeout},
-		{"Concurrency", concurrency(c.Concurrency.Min, c.Concurrency.Max)},
+		{"Concurrency", concurrency(c.Concurrency)},
 		{"Command", strings.Join(d.Active.Argv(), " ")},
 		{"Environment", strings.Join(slices.Sorted(maps.Keys(c.Environment)), ", ")},
 		{"Default", map[bool]string{true: "answers as \"function\""}[d.Default]},
@@ -97,11 +97,14 @@ func detailFields(a *app, d *api.FunctionDetail) []field {
 	}
 }
 
-func concurrency(least, most int) string {
-	if most == 0 {
-		return fmt.Sprintf("%d always warm, at most the daemon's default", least)
+func concurrency(c function.Concurrency) string {
+	switch {
+	case c.Stopped:
+		return "stopped: every call is throttled"
+	case c.Max == 0:
+		return fmt.Sprintf("%d always warm, at most the daemon's default", c.Min)
 	}
-	return fmt.Sprintf("%d always warm, at most %d", least, most)
+	return fmt.Sprintf("%d always warm, at most %d", c.Min, c.Max)
 }
 
 // shortDigest is the first 12 hex digits, as containerd's tools show digests.

@@ -115,8 +115,17 @@ type Functions struct {
 	QueueLimit int `toml:"queue_limit"`
 	// How long a request may wait for an instance before it is answered with 429.
 	QueueTimeout Duration `toml:"queue_timeout"`
-	// How much memory all instances together may have: a share of the host's such as `80%`, or a size.
+	// How much memory all instances together may have: a share of the host's such as `80%`, or a size. A smaller
+	// limit of the cgroup in which they run counts instead.
 	MemoryBudget Budget `toml:"memory_budget"`
+	// How many times the budget the limits of all instances together may be: memory and `/tmp` of each. What they really
+	// use stays below the budget all the same; 1 promises every instance all of its memory.
+	MemoryOvercommit float64 `toml:"memory_overcommit"`
+	// The most instances of all functions together; 0 means as many as memory allows.
+	MaxInstances int `toml:"max_instances"`
+	// How long an instance is idle before its processes are stopped, so that it uses no CPU; the next event
+	// lets them go on. `0s` means never.
+	FreezeAfter Duration `toml:"freeze_after"`
 	// How many spares each active version has: instances that are made before there is a request and have run nothing of the
 	// function yet, so that the next start takes no longer than the function's own. Each uses some 2 MiB; 0 means none.
 	Spares int `toml:"spares"`
@@ -180,6 +189,7 @@ func Default() *Config {
 		Functions: Functions{
 			IdleTimeout: Duration{10 * time.Minute}, InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
+			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
 			Spares: 1, MaxSpares: 16, NetworksAhead: 4,
 		},
 		Build: Build{

@@ -215,6 +215,11 @@ func (c *Config) validateBounds(p *problems) {
 		"%d is not between 0 and %d", c.Functions.NetworksAhead, maxNetworksAhead)
 	b := c.Functions.MemoryBudget
 	p.check(b.Percent > 0 || b.Bytes >= 128<<20, "functions.memory_budget", "%s has no room for a single function; write for example 80%%", b)
+	o := c.Functions.MemoryOvercommit
+	p.check(o >= 1 && o <= 1000, "functions.memory_overcommit", "%v is not between 1 and 1000", o)
+	atLeast("functions.max_instances", int64(c.Functions.MaxInstances), 0, "")
+	freeze := c.Functions.FreezeAfter.Duration
+	p.check(freeze == 0 || freeze >= 100*time.Millisecond, "functions.freeze_after", "%s is too short, it must be at least 100ms, or 0s for never", freeze)
 	duration("build.timeout", c.Build.Timeout, time.Second)
 	atLeast("build.max_parallel", int64(c.Build.MaxParallel), 1, "")
 	size("build.context_limit", c.Build.ContextLimit, 1<<10)

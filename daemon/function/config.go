@@ -238,8 +238,11 @@ func validateConcurrency(errs *FieldErrors, c Concurrency) {
 	if c.Max < 0 || c.Max > MaxConcurrency {
 		errs.add("concurrency.max", "%d is out of range: 1 to %d, or 0 for the daemon's default", c.Max, MaxConcurrency)
 	}
-	if c.Max > 0 && c.Min > c.Max {
+	if (c.Max > 0 || c.Stopped) && c.Min > c.Max {
 		errs.add("concurrency.min", "%d is above max, %d", c.Min, c.Max)
+	}
+	if c.Stopped && c.Max != 0 {
+		errs.add("concurrency.max", "%d stands beside stopped: a function that is stopped has no maximum", c.Max)
 	}
 }
 

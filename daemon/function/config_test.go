@@ -71,8 +71,11 @@ func TestValidateSpec(t *testing.T) {
 		{"dev", func(s *Spec) { s.Config.Workdir = "/dev" }, "workdir", "below /dev"},
 		{"device is fine", func(s *Spec) { s.Config.Workdir = "/devices" }, "", ""},
 		{"long workdir", func(s *Spec) { s.Config.Workdir = "/" + strings.Repeat("x", 1000) }, "workdir", "1001 characters"},
-		{"min above max", func(s *Spec) { s.Config.Concurrency = Concurrency{3, 2} }, "concurrency.min", "above max"},
-		{"min alone", func(s *Spec) { s.Config.Concurrency = Concurrency{3, 0} }, "", ""},
+		{"min above max", func(s *Spec) { s.Config.Concurrency = Concurrency{Min: 3, Max: 2} }, "concurrency.min", "above max"},
+		{"min alone", func(s *Spec) { s.Config.Concurrency = Concurrency{Min: 3} }, "", ""},
+		{"stopped", func(s *Spec) { s.Config.Concurrency.Stopped = true }, "", ""},
+		{"stopped with min", func(s *Spec) { s.Config.Concurrency = Concurrency{Min: 3, Stopped: true} }, "concurrency.min", "above max, 0"},
+		{"stopped with max", func(s *Spec) { s.Config.Concurrency = Concurrency{Max: 3, Stopped: true} }, "concurrency.max", "stopped"},
 		{"negative min", func(s *Spec) { s.Config.Concurrency.Min = -1 }, "concurrency.min", "out of range"},
 		{"port", func(s *Spec) { s.Port = 65536 }, "port", "not a port"},
 	} {
@@ -151,7 +154,7 @@ func fullImage() Image {
 func fullConfig() Config {
 	return Config{
 		MemoryMB: 128, TmpMB: 512, CPU: 0.5, Timeout: time.Second, Environment: map[string]string{"AB": "1"},
-		Entrypoint: []string{"/e"}, Command: []string{"c"}, Workdir: "/w", Concurrency: Concurrency{1, 2},
+		Entrypoint: []string{"/e"}, Command: []string{"c"}, Workdir: "/w", Concurrency: Concurrency{Min: 1, Max: 2},
 	}
 }
 

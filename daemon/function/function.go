@@ -67,6 +67,8 @@ type Concurrency struct {
 	Min int `json:"min"`
 	// Max is a hard cap across all versions of the function; zero means the daemon's default.
 	Max int `json:"max"`
+	// Stopped is the manifest's max: 0: the function must not run, every call is throttled. Max is zero then.
+	Stopped bool `json:"stopped,omitempty"`
 }
 
 // Cores returns the CPU share in cores.

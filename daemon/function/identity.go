@@ -41,6 +41,9 @@ func Identity(img Image, cfg Config) string {
 	h.text(cfg.Workdir)
 	h.number(uint64(cfg.Concurrency.Min))
 	h.number(uint64(cfg.Concurrency.Max))
+	if cfg.Concurrency.Stopped { // only then, so that earlier versions keep their identity
+		h.text("stopped")
+	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
 

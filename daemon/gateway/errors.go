@@ -77,13 +77,12 @@ func translate(err error) *Error {
 	return NewError("ServiceException", "An internal error occurred. The daemon's log has it under this request id.")
 }
 
-// writeError answers with AWS's error envelope.
-func writeError(w http.ResponseWriter, e *Error) {
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("X-Amzn-Errortype", e.Code)
+// fill makes a the answer that is AWS's error envelope.
+func (e *Error) fill(a *Answer) {
+	a.set("Content-Type", "application/json")
+	a.set("X-Amzn-Errortype", e.Code)
 	if e.RetryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
+		a.set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
 	}
 	kind := "User"
 	if e.Status >= 500 {
@@ -103,8 +102,5 @@ func writeError(w http.ResponseWriter, e *Error) {
 		key = "Message"
 	}
 	b = appendMember(b, key, e.Message)
-	b = append(b, '}')
-	h.Set("Content-Length", strconv.Itoa(len(b)))
-	w.WriteHeader(e.Status)
-	w.Write(b) //nolint:errcheck // the client is gone
+	a.Status, a.Body = e.Status, append(b, '}')
 }

@@ -8,11 +8,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -20,8 +23,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/google/uuid"
 
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
@@ -83,28 +84,24 @@ func New(opts Options) *Gateway {
 	return &Gateway{opts: opts}
 }
 
-func init() { uuid.EnableRandPool() }
-
-// call is one request on its way through the gateway.
-type call struct {
-	w      http.ResponseWriter
-	r      *http.Request
-	id     string
-	tail   bool
-	dryRun bool
-	req    invocation.Request
-}
-
 // FunctionName splits the path of an Invoke request; ok is false when the path is another one. The
 // name is unescaped after the split, so that an escaped slash stays part of it.
-func FunctionName(u *url.URL) (name string, ok bool) {
-	p := u.EscapedPath()
-	rest, ok := strings.CutPrefix(p, InvokePrefix)
+func FunctionName(u *url.URL) (name string, ok bool) { return functionName(u.EscapedPath()) }
+
+// NameInPath returns what stands for the name in the escaped path of an Invoke request, not unescaped; ok
+// is false when the path is another one.
+func NameInPath(path string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(path, InvokePrefix)
 	if !ok {
 		return "", false
 	}
-	seg, ok := strings.CutSuffix(rest, InvokeSuffix)
-	if !ok || seg == "" || strings.Contains(seg, "/") {
+	name, ok = strings.CutSuffix(rest, InvokeSuffix)
+	return name, ok && name != "" && !strings.Contains(name, "/")
+}
+
+func functionName(path string) (name string, ok bool) {
+	seg, ok := NameInPath(path)
+	if !ok {
 		return "", false
 	}
 	if !strings.Contains(seg, "%") {
@@ -114,60 +111,55 @@ func FunctionName(u *url.URL) (name string, ok bool) {
 	return name, err == nil
 }
 
-// ServeInvoke answers one Invoke request of the given scope.
-func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scope) {
-	c := &call{w: w, r: r, id: uuid.NewString()}
-	w.Header()["X-Amzn-Requestid"] = []string{c.id}
-	route, qualifier, err := g.resolve(c, scope)
-	if err != nil {
-		discard(w, r)
-		g.refuse(c, err)
-		return
+// accept does all checks in Lambda's order: name, function, qualifier; then invocation type, payload size,
+// payload syntax. false means that the call has its answer already.
+func (g *Gateway) accept(ctx context.Context, c *Call, scope Scope) bool {
+	qualifier, err := g.resolve(ctx, c, scope)
+	if err == nil {
+		err = c.readHeaders()
 	}
-	defer route.Close()
-	switch err := g.accept(c, route, qualifier); {
+	if err == nil {
+		err = c.readPayload()
+	}
+	switch {
 	case err != nil:
-		discard(w, r)
-		g.refuse(c, err)
+		c.discard()
+		c.refuse(err)
+		return false
 	case c.dryRun:
-		w.WriteHeader(http.StatusNoContent)
-	default:
-		g.run(c, route)
+		c.answer.Status = http.StatusNoContent
+		c.end()
+		return false
 	}
+	v := c.route.Version()
+	c.req.FunctionARN = function.ARN(g.opts.Region, g.opts.Account(v.Environment), v.Function, qualifier)
+	return true
 }
 
-// resolve and accept do all checks in Lambda's order: name, function, qualifier; then invocation type,
-// payload size, payload syntax. The route must be closed.
-func (g *Gateway) resolve(c *call, scope Scope) (route invocation.Route, qualifier string, err error) {
-	if c.r.Method != http.MethodPost {
-		c.w.Header().Set("Allow", http.MethodPost)
-		return nil, "", NewError("MethodNotAllowedException", "Invoke is a POST request")
+// resolve finds the call's route, which the end of the call closes.
+func (g *Gateway) resolve(ctx context.Context, c *Call, scope Scope) (qualifier string, err error) {
+	if c.Method != http.MethodPost {
+		c.answer.set("Allow", http.MethodPost)
+		return "", NewError("MethodNotAllowedException", "Invoke is a POST request")
 	}
-	name, ok := FunctionName(c.r.URL)
+	name, ok := functionName(c.Path)
 	if !ok {
-		return nil, "", NewError("UnknownOperationException", "there is nothing at "+c.r.URL.EscapedPath())
+		return "", NewError("UnknownOperationException", "there is nothing at "+c.Path)
 	}
-	if c.r.URL.RawQuery != "" {
-		qualifier = c.r.URL.Query().Get("Qualifier")
+	if c.Query != "" {
+		values, _ := url.ParseQuery(c.Query) // as net/http does: what can be read counts
+		qualifier = values.Get("Qualifier")
 	}
 	ref, err := function.ParseRef(name, qualifier)
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
-	route, err = g.opts.Resolver.Resolve(c.r.Context(), Target{Scope: scope, Host: hostname(c.r.Host), Ref: ref})
-	return route, ref.Qualifier, err
-}
-
-func (g *Gateway) accept(c *call, route invocation.Route, qualifier string) error {
-	if err := c.readHeaders(); err != nil {
-		return err
+	route, err := g.opts.Resolver.Resolve(ctx, Target{Scope: scope, Host: hostname(c.Host), Ref: ref})
+	if err != nil {
+		return "", err
 	}
-	if err := c.readPayload(); err != nil {
-		return err
-	}
-	v := route.Version()
-	c.req.FunctionARN = function.ARN(g.opts.Region, g.opts.Account(v.Environment), v.Function, qualifier)
-	return nil
+	c.route = route
+	return ref.Qualifier, nil
 }
 
 // hostname returns the host of a Host header, without port, lower case.
@@ -179,10 +171,8 @@ func hostname(host string) string {
 }
 
 // readHeaders takes what Invoke's headers say.
-func (c *call) readHeaders() error {
-	h := c.r.Header
-	c.req.ID = c.id
-	switch t := h.Get("X-Amz-Invocation-Type"); t {
+func (c *Call) readHeaders() error {
+	switch t := c.InvocationType; t {
 	case "", "RequestResponse":
 	case "DryRun":
 		c.dryRun = true
@@ -193,7 +183,7 @@ func (c *call) readHeaders() error {
 		return NewError("ValidationException", fmt.Sprintf("1 validation error detected: Value '%s' at 'invocationType' failed to satisfy constraint: "+
 			"Member must satisfy enum value set: [Event, RequestResponse, DryRun]", t))
 	}
-	switch t := h.Get("X-Amz-Log-Type"); t {
+	switch t := c.LogType; t {
 	case "", "None":
 	case "Tail":
 		c.req.Tail = true
@@ -201,15 +191,15 @@ func (c *call) readHeaders() error {
 		return NewError("ValidationException", fmt.Sprintf("1 validation error detected: Value '%s' at 'logType' failed to satisfy constraint: "+
 			"Member must satisfy enum value set: [None, Tail]", t))
 	}
-	if c.req.TenantID = h.Get("X-Amz-Tenant-Id"); c.req.TenantID != "" && !tenantPattern.MatchString(c.req.TenantID) {
+	if c.TenantID != "" && !tenantPattern.MatchString(c.TenantID) {
 		return NewError("ValidationException", fmt.Sprintf("1 validation error detected: Value '%s' at 'tenantId' failed to satisfy constraint: "+
-			"Member must satisfy regular expression pattern: %s", c.req.TenantID, tenantPattern))
+			"Member must satisfy regular expression pattern: %s", c.TenantID, tenantPattern))
 	}
-	c.req.TraceID = h.Get("X-Amzn-Trace-Id")
+	c.req.TenantID, c.req.TraceID = c.TenantID, c.TraceID
 	if c.req.TraceID == "" || !validTrace(c.req.TraceID) {
-		c.req.TraceID = newTrace(c.id)
+		c.req.TraceID = newTrace(c.id, time.Now())
 	}
-	return c.readClientContext(h.Get("X-Amz-Client-Context"))
+	return c.readClientContext(c.ClientContext)
 }
 
 // tenantPattern is the model's for TenantId, with its length.
@@ -229,13 +219,43 @@ func validTrace(s string) bool {
 }
 
 // newTrace makes a trace header whose ids come from the request id.
-func newTrace(id string) string {
-	hex := strings.ReplaceAll(id, "-", "")
-	return fmt.Sprintf("Root=1-%08x-%s;Parent=%s;Sampled=0", time.Now().Unix(), hex[:24], hex[16:32])
+func newTrace(id string, now time.Time) string {
+	const digits = "0123456789abcdef"
+	b := make([]byte, 0, len("Root=1-")+8+1+24+len(";Parent=")+16+len(";Sampled=0"))
+	b = append(b, "Root=1-"...)
+	for shift := 28; shift >= 0; shift -= 4 {
+		b = append(b, digits[uint32(now.Unix())>>shift&15]) //nolint:gosec // the header has 32 bits
+	}
+	b = append(b, '-')
+	at := len(b)
+	for i := 0; i < len(id) && len(b) < at+24; i++ {
+		if id[i] != '-' {
+			b = append(b, id[i])
+		}
+	}
+	b = append(append(b, ";Parent="...), id[19:23]...)
+	return string(append(append(b, id[24:]...), ";Sampled=0"...))
+}
+
+// newID makes a UUID of version 4. The source is the runtime's ChaCha8 of each thread, seeded by the kernel: no
+// lock and no system call on the way of a request.
+func newID() string {
+	var raw [16]byte
+	binary.BigEndian.PutUint64(raw[:8], rand.Uint64())
+	binary.BigEndian.PutUint64(raw[8:], rand.Uint64())
+	raw[6], raw[8] = raw[6]&0x0f|0x40, raw[8]&0x3f|0x80
+	var b [36]byte
+	hex.Encode(b[:8], raw[:4])
+	hex.Encode(b[9:13], raw[4:6])
+	hex.Encode(b[14:18], raw[6:8])
+	hex.Encode(b[19:23], raw[8:10])
+	hex.Encode(b[24:], raw[10:])
+	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
+	return string(b[:])
 }
 
 // readClientContext decodes X-Amz-Client-Context: base64 of a JSON object.
-func (c *call) readClientContext(enc string) error {
+func (c *Call) readClientContext(enc string) error {
 	if enc == "" {
 		return nil
 	}
@@ -255,13 +275,16 @@ func (c *call) readClientContext(enc string) error {
 }
 
 // readPayload reads and checks the event. An empty one becomes {}.
-func (c *call) readPayload() error {
-	if c.r.ContentLength > invocation.MaxRequestBytes {
+func (c *Call) readPayload() error {
+	if c.Length > invocation.MaxRequestBytes {
 		return tooLarge()
 	}
-	body, err := readAll(c.w, c.r)
-	if err != nil {
-		return err
+	body := c.Payload
+	if body == nil {
+		var err error
+		if body, err = c.readAll(); err != nil {
+			return err
+		}
 	}
 	if len(body) == 0 {
 		c.req.Payload = []byte("{}")
@@ -281,30 +304,29 @@ func tooLarge() error {
 // discard reads what a refused client still sends, up to a bound: one that is still sending when the
 // connection is closed sees a reset instead of the answer. One that waits for "100 Continue" sends
 // nothing before the answer, and reading would ask for it.
-func discard(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength == 0 || r.Header.Get("Expect") != "" {
+func (c *Call) discard() {
+	if c.Length == 0 || c.Expect || c.Payload != nil {
 		return
 	}
-	body := &pacedReader{r: r.Body, c: http.NewResponseController(w)}
-	io.CopyN(io.Discard, body, 4*invocation.MaxRequestBytes) //nolint:errcheck // the answer is the same either way
+	io.CopyN(io.Discard, &pacedReader{body: c.Body}, 4*invocation.MaxRequestBytes) //nolint:errcheck // the answer is the same either way
 }
 
 // readAll reads the body with a rolling deadline and a minimum rate, so that a slow sender cannot
 // hold a connection.
-func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	n := r.ContentLength
+func (c *Call) readAll() ([]byte, error) {
+	n := c.Length
 	if n == 0 {
 		return nil, nil
 	}
 	if n > 0 && n <= 4096 { // whole in the connection's buffer most of the time
 		b := make([]byte, n)
-		if _, err := io.ReadFull(&pacedReader{r: r.Body, c: http.NewResponseController(w)}, b); err != nil {
+		if _, err := io.ReadFull(&pacedReader{body: c.Body}, b); err != nil {
 			return nil, bodyError(err)
 		}
 		return b, nil
 	}
 	buf := bytes.NewBuffer(make([]byte, 0, max(n, 0)+512))
-	_, err := buf.ReadFrom(io.LimitReader(&pacedReader{r: r.Body, c: http.NewResponseController(w)}, invocation.MaxRequestBytes+1))
+	_, err := buf.ReadFrom(io.LimitReader(&pacedReader{body: c.Body}, invocation.MaxRequestBytes+1))
 	switch {
 	case err != nil:
 		return nil, bodyError(err)
@@ -351,69 +373,44 @@ func validPrefix(b []byte) (n int) {
 	return n
 }
 
-// run invokes and answers. A client that goes away while the request waits takes it out of the
-// queue; once it runs, it runs to its end, as on Lambda.
-func (g *Gateway) run(c *call, route invocation.Route) {
-	timeout := route.Version().Config.Timeout
-	ctx, cancel := context.WithTimeoutCause(c.r.Context(), timeout+g.opts.Overhead, errDeadline)
-	defer cancel()
-	out, err := route.Invoke(ctx, &c.req)
-	switch cause := context.Cause(c.r.Context()); {
-	case err == nil:
-		g.answer(c, route, out)
-	case cause == context.Canceled: //nolint:errorlint // net/http's own: the client left, nobody reads an answer
-	case cause != nil:
-		g.refuse(c, &invocation.UnavailableError{Err: cause}) // the daemon shuts down
-	default:
-		g.refuse(c, err)
-	}
-}
-
 // errDeadline is the cause when queue, init and the function's timeout together took too long.
 var errDeadline = NewError("ServiceException", "The invocation did not end in the time for queueing, initialisation and its timeout.")
 
-// answer writes the outcome to the client.
-func (g *Gateway) answer(c *call, route invocation.Route, out *invocation.Outcome) {
-	h := c.w.Header()
-	h["Content-Type"] = []string{"application/json"}
-	h["X-Amz-Executed-Version"] = []string{strconv.Itoa(route.Version().Number)}
-	h[api.HeaderRelease] = []string{strconv.Itoa(route.ReleaseNumber())}
-	h["X-Amzn-Trace-Id"] = []string{rootOf(c.req.TraceID)}
-	h["X-Amzn-Remapped-Content-Length"] = []string{"0"}
+// succeed answers with the outcome.
+func (c *Call) succeed(out *invocation.Outcome) {
+	a := &c.answer
+	a.Status, a.Body, a.Free = http.StatusOK, out.Payload, out.Free
+	a.set("Content-Type", "application/json")
+	a.set("X-Amz-Executed-Version", strconv.Itoa(c.route.Version().Number))
+	a.set(api.HeaderRelease, strconv.Itoa(c.route.ReleaseNumber()))
+	a.set("X-Amzn-Trace-Id", rootOf(c.req.TraceID))
+	a.set("X-Amzn-Remapped-Content-Length", "0")
 	if out.FunctionError != "" {
-		h["X-Amz-Function-Error"] = []string{out.FunctionError}
+		a.set("X-Amz-Function-Error", out.FunctionError)
 	}
 	if c.req.Tail {
-		h["X-Amz-Log-Result"] = []string{base64.StdEncoding.EncodeToString(out.LogTail)}
+		a.set("X-Amz-Log-Result", base64.StdEncoding.EncodeToString(out.LogTail))
 	}
-	h["Content-Length"] = []string{strconv.Itoa(len(out.Payload))}
-	http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(writeTimeout(len(out.Payload)))) //nolint:errcheck // not every writer has one
-	c.w.WriteHeader(http.StatusOK)
-	c.w.Write(out.Payload) //nolint:errcheck // the client is gone
-	if out.Free != nil {
-		out.Free()
-	}
-}
-
-// writeTimeout allows 10 s plus one second for each 64 KiB, so that a slow reader cannot hold a
-// connection for ever.
-func writeTimeout(n int) time.Duration {
-	return 10*time.Second + time.Duration(n>>16)*time.Second
+	c.end()
 }
 
 // rootOf returns the client's form of a trace header.
 func rootOf(trace string) string {
 	root, _, _ := strings.Cut(trace, ";")
+	if id, ok := strings.CutPrefix(root, "Root="); ok {
+		return "root=" + id + ";sampled=0"
+	}
 	return strings.Replace(root, "Root=", "root=", 1) + ";sampled=0"
 }
 
 // refuse answers with an error and logs what is ours to know.
-func (g *Gateway) refuse(c *call, err error) {
+func (c *Call) refuse(err error) {
 	e := translate(err)
 	if e.Status >= 500 {
-		g.opts.Log.Error("invocation refused", "request_id", c.id, "path", c.r.URL.EscapedPath(), "error", err)
+		c.g.opts.Log.Error("invocation refused", "request_id", c.id, "path", c.Path, "error", err)
 	}
-	writeError(c.w, e)
+	e.fill(&c.answer)
+	c.end()
 }
 
 func appendMember(b []byte, key, value string) []byte {

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"io"
-	"net/http"
 	"time"
 )
 
@@ -20,8 +18,7 @@ var errTooSlow = errors.New("the sender is too slow")
 
 // pacedReader reads a body under the limits above.
 type pacedReader struct {
-	r     io.Reader
-	c     *http.ResponseController
+	body  Body
 	start time.Time
 	n     int64
 }
@@ -35,11 +32,11 @@ func (p *pacedReader) Read(b []byte) (int, error) {
 	if age := now.Sub(p.start); age > bodyGrace && p.n < int64(age/time.Second)*bodyRate {
 		return 0, errTooSlow
 	}
-	p.c.SetReadDeadline(now.Add(bodyIdle)) //nolint:errcheck // not every writer has one
-	n, err := p.r.Read(b)
+	p.body.SetReadDeadline(now.Add(bodyIdle)) //nolint:errcheck // not every writer has one
+	n, err := p.body.Read(b)
 	p.n += int64(n)
 	if err != nil || n > 0 {
-		p.c.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
+		p.body.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
 	}
 	return n, err
 }

@@ -55,6 +55,13 @@ type Outcome struct {
 	Free func()
 }
 
+// Completion takes the outcome of an invocation that Route.Begin began.
+type Completion interface {
+	// Complete is called exactly once, from any goroutine, and must not block. nil means that the event
+	// never reached the function: the invocation may be tried again.
+	Complete(out *Outcome)
+}
+
 // Route is one resolved target, bound to a release until Close. Close must be called exactly once.
 type Route interface {
 	Version() *function.Version
@@ -62,6 +69,11 @@ type Route interface {
 	// Invoke waits for an instance, runs the invocation and returns its outcome. ctx ends the wait for
 	// an instance; a running invocation is bounded by the function's timeout and is not cut by ctx.
 	Invoke(ctx context.Context, req *Request) (*Outcome, error)
+	// Begin gives the event to an idle instance, if there is one, without waiting for anything but the
+	// write of a large event; done learns the outcome, which may be before Begin returns. false
+	// means that nothing was done and done will not be called: use Invoke. req and its payload
+	// must not be changed before.
+	Begin(req *Request, done Completion) bool
 	Close()
 }
 

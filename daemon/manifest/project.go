@@ -303,11 +303,7 @@ func (d *decoder) concurrencyMin(v value, c *function.Concurrency) {
 
 func (d *decoder) concurrencyMax(v value, c *function.Concurrency) {
 	n, ok := d.integer(v)
-	if ok && n == 0 {
-		d.wrong(v, "must be at least 1: leave it out for the daemon's default")
-		return
-	}
-	c.Max = n
+	c.Max, c.Stopped = n, ok && n == 0
 }
 
 func (d *decoder) command(v value, f *functionDecl) {

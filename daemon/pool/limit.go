@@ -8,11 +8,17 @@ import (
 	"time"
 )
 
-// limit is room that pools share: the instances of one function across its versions, or the memory of
-// all instances of the host. A pool that finds no room is noted as wanting; room that becomes free is
-// offered to those that want it, oldest first, and idle instances of others give way.
+// limit is room that pools share: the instances of one function across its versions, the instances of
+// the host, or their memory. A pool that finds no room is noted as wanting and stands in a line; room that becomes
+// free is given out one start at a time along the line, so that a long queue gets no more starts than
+// a short one. Idle instances of others give way.
 type limit struct {
 	unit func(*Pool) int64 // what one instance of a pool takes
+	// fair is for limits of the whole host: a function that has more than another one that waits gives way
+	// to it, instance by instance.
+	fair bool
+	// stopped says that the function's active version must not run at all (concurrency.max: 0).
+	stopped atomic.Bool
 
 	wants atomic.Int32 // len(wanting), so that the warm path need not lock
 
@@ -21,6 +27,7 @@ type limit struct {
 	used int64
 	// freeing is the part of used that belongs to instances on their way out.
 	freeing int64
+	gauge   *gauge // what is really used, beside the book; nil where only the book counts
 	wanting map[*Pool]*want
 	pools   map[*Pool]struct{}
 }
@@ -29,13 +36,17 @@ type limit struct {
 type want struct {
 	// urgent: a request or a deploy waits; else it is only min that is not reached.
 	urgent bool
-	since  time.Time
+	since  time.Time // when it went to the end of the line
 	tried  time.Time // when others were last asked to give way
 }
 
 const (
 	// patience is how long a pool that has nothing waits before a busy one gives up an instance for it.
 	patience = time.Second
+	// keepFrom and keepUntil say how long a pool must have waited so that room is kept for it from others
+	// that have nothing either.
+	keepFrom  = 2 * time.Second
+	keepUntil = 10 * time.Second
 	// askAgain is the pause before others are asked to give way again.
 	askAgain = 100 * time.Millisecond
 )
@@ -50,7 +61,24 @@ func one(*Pool) int64 { return 1 }
 func (l *limit) fits(p *Pool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.max == 0 || l.unit(p) <= l.max
+	return (l.max == 0 || l.unit(p) <= l.max) && l.gauge.couldHold(p)
+}
+
+// full says whether one instance of p finds no room now.
+func (l *limit) full(p *Pool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.roomLocked(p)
+}
+
+// roomLocked says whether there is room for one instance of p now.
+func (l *limit) roomLocked(p *Pool) bool {
+	return (l.max == 0 || l.used+l.unit(p) <= l.max) && l.gauge.hasRoom(p)
+}
+
+// shortLocked says whether one instance of p finds no room even when all that leave are gone.
+func (l *limit) shortLocked(p *Pool) bool {
+	return l.max != 0 && l.used-l.freeing+l.unit(p) > l.max || l.gauge.short(p)
 }
 
 // take reserves room for one instance of p; when there is none, p is noted as wanting and others are
@@ -59,21 +87,17 @@ func (l *limit) take(p *Pool, urgent bool) bool {
 	n := l.unit(p)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.max == 0 || l.used+n <= l.max {
+	if l.roomLocked(p) && !l.keptLocked(l.keepersLocked(), p) {
 		l.used += n
+		l.gauge.begin(p)
 		l.forgetLocked(p)
 		return true
 	}
-	if len(l.pools) < 2 {
-		return false
+	if len(l.pools) < 2 && l.used <= int64(p.live.Load())*n {
+		return false // nobody could give way, and p learns itself when its own instances go
 	}
 	now := time.Now()
-	w := l.wanting[p]
-	if w == nil {
-		w = &want{since: now}
-		l.wanting[p] = w
-		l.wants.Add(1)
-	}
+	w := l.noteLocked(p, now)
 	if urgent && !w.urgent {
 		w.urgent, w.since, w.tried = true, now, time.Time{}
 	}
@@ -84,10 +108,75 @@ func (l *limit) take(p *Pool, urgent bool) bool {
 	return false
 }
 
-// put gives the room of one instance of p back. Follow with offer, without locks held.
+// keepers are those for whom room is kept: they have nothing and wait for long. Without it a large instance would never find
+// room beside many small ones.
+type keepers struct {
+	// some: room is kept from all that have something.
+	some bool
+	// since is when the oldest came for whom room is kept also from those that have nothing and came later; zero without one.
+	// What has waited for so long that room seems not to come is not among them.
+	since time.Time
+}
+
+// keepersLocked finds them.
+func (l *limit) keepersLocked() (k keepers) {
+	if l.wants.Load() == 0 {
+		return k
+	}
+	now := time.Now()
+	for o, w := range l.wanting {
+		waited := now.Sub(w.since)
+		if !w.urgent || waited < patience || !o.needy() {
+			continue
+		}
+		k.some = true
+		if waited >= keepFrom && waited < keepUntil && (k.since.IsZero() || w.since.Before(k.since)) {
+			k.since = w.since
+		}
+	}
+	return k
+}
+
+// keptLocked says whether the room that is left is kept from p.
+func (l *limit) keptLocked(k keepers, p *Pool) bool {
+	switch {
+	case !k.some:
+		return false
+	case !p.needy():
+		return true
+	case k.since.IsZero():
+		return false
+	}
+	w := l.wanting[p]
+	return w == nil || k.since.Before(w.since)
+}
+
+// noteLocked returns the place of p in the line, at its end when it had none.
+func (l *limit) noteLocked(p *Pool, now time.Time) *want {
+	w := l.wanting[p]
+	if w == nil {
+		w = &want{since: now}
+		l.wanting[p] = w
+		l.wants.Add(1)
+	}
+	return w
+}
+
+// put gives the room of one instance of p back that never became ready. Follow with offer, without locks held.
 func (l *limit) put(p *Pool) {
 	l.mu.Lock()
 	l.used -= l.unit(p)
+	l.gauge.failed(p)
+	l.mu.Unlock()
+}
+
+// ready notes that an instance of p has started: from the next reading on, what it really uses counts.
+func (l *limit) ready(p *Pool) {
+	if l.gauge == nil {
+		return
+	}
+	l.mu.Lock()
+	l.gauge.ready(p)
 	l.mu.Unlock()
 }
 
@@ -105,12 +194,7 @@ func (l *limit) left(p *Pool) {
 	l.mu.Unlock()
 }
 
-// shortLocked says whether one instance of p finds no room even when all that leave are gone.
-func (l *limit) shortLocked(p *Pool) bool {
-	return l.max != 0 && l.used-l.freeing+l.unit(p) > l.max
-}
-
-// evictFor asks idle instances of others to leave, the longest unused first, until p has room.
+// evictFor asks idle instances of others to leave until p has room: those first that are worth least.
 func (l *limit) evictFor(p *Pool, urgent bool) {
 	for {
 		evicted := false
@@ -126,7 +210,7 @@ func (l *limit) evictFor(p *Pool, urgent bool) {
 	}
 }
 
-// others lists the pools that could give way to p, the one with the longest unused instance first;
+// others lists the pools that could give way to p, the one whose coldest instance is worth least first;
 // none when p has room or will have it.
 func (l *limit) others(p *Pool) []*Pool {
 	l.mu.Lock()
@@ -139,50 +223,87 @@ func (l *limit) others(p *Pool) []*Pool {
 		}
 	}
 	l.mu.Unlock()
-	unused := make(map[*Pool]time.Time, len(all))
+	return byWorth(all, time.Now())
+}
+
+// byWorth drops the pools without an idle instance that could leave, and orders the others by what their coldest instance is
+// worth, the least first.
+func byWorth(all []*Pool, now time.Time) []*Pool {
+	worth := make(map[*Pool]float64, len(all))
 	for _, o := range all {
-		if t, ok := o.coldest(); ok {
-			unused[o] = t
+		if w, ok := o.worth(now); ok {
+			worth[o] = w
 		}
 	}
-	all = slices.DeleteFunc(all, func(o *Pool) bool { _, ok := unused[o]; return !ok })
-	slices.SortFunc(all, func(a, b *Pool) int { return unused[a].Compare(unused[b]) })
+	all = slices.DeleteFunc(all, func(o *Pool) bool { _, ok := worth[o]; return !ok })
+	slices.SortFunc(all, func(a, b *Pool) int { return cmp.Compare(worth[a], worth[b]) })
 	return all
 }
 
-// offer is called by p after it freed room or has an instance idle: others that want the room get it.
+// offer is called after room became free or p has an instance idle (p may be nil): those that stand in the line get it,
+// one start each in turn, until there is no room or nobody who wants it.
 func (l *limit) offer(p *Pool) {
 	if l.wants.Load() == 0 {
 		return
 	}
-	type wanting struct {
-		p *Pool
-		want
-		fits bool
-	}
-	var all []wanting
-	l.mu.Lock()
-	for o, w := range l.wanting {
-		fits := l.used+l.unit(o) <= l.max
-		if fits || (o != p && l.shortLocked(o)) {
-			all = append(all, wanting{o, *w, fits})
-		}
-		if fits {
-			l.forgetLocked(o) // it notes itself again if somebody else is quicker
-		}
-	}
-	l.mu.Unlock()
-	slices.SortFunc(all, func(a, b wanting) int {
-		return cmp.Or(b.p.rank(p, b.urgent)-a.p.rank(p, a.urgent), a.since.Compare(b.since))
-	})
-	for _, w := range all {
-		switch {
-		case w.fits:
-			w.p.kick()
-		case p.evictOne(w.p, w.urgent):
+	tried := map[*Pool]bool{}
+	for {
+		o, urgent, room := l.next(p, tried)
+		if o == nil {
 			return
 		}
+		if !room {
+			if p != nil && p.evictOne(o, urgent) {
+				return
+			}
+			tried[o] = true
+			continue
+		}
+		started, more := o.startNext()
+		if !started {
+			tried[o] = true
+		}
+		if more {
+			l.again(o, urgent)
+		}
 	}
+}
+
+// next finds the one whose turn it is, and whether there is room for it; without room only one to which p could give way. One that
+// gets room leaves the line; it stands at its end again when it wants more, or when somebody else was quicker.
+func (l *limit) next(p *Pool, tried map[*Pool]bool) (next *Pool, urgent, room bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var first *want
+	kept := l.keepersLocked()
+	for o, w := range l.wanting {
+		fits := l.roomLocked(o) && !l.keptLocked(kept, o)
+		if tried[o] || !fits && (o == p || !l.shortLocked(o)) {
+			continue
+		}
+		if next == nil || cmp.Or(o.rank(p, w.urgent)-next.rank(p, first.urgent), first.since.Compare(w.since)) > 0 {
+			next, first, room = o, w, fits
+		}
+	}
+	if next == nil {
+		return nil, false, false
+	}
+	urgent = first.urgent
+	if room {
+		l.forgetLocked(next)
+	}
+	return next, urgent, room
+}
+
+// again puts p at the end of the line: it was served and wants more.
+func (l *limit) again(p *Pool, urgent bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, in := l.pools[p]; !in {
+		return
+	}
+	w := l.noteLocked(p, time.Now())
+	w.urgent = w.urgent || urgent
 }
 
 // rank orders pools that want the room that giver has: those that have nothing or that a deploy waits
@@ -202,8 +323,8 @@ func (p *Pool) rank(giver *Pool, urgent bool) int {
 // needy says that the pool has no instance, or that a deploy waits for one.
 func (p *Pool) needy() bool { return p.live.Load() == 0 || p.warming.Load() > 0 }
 
-// starved says whether another pool that has nothing, or that a deploy waits for, has been wanting
-// room for so long that a busy instance of p should give way to it.
+// starved says whether a busy instance of p should give way because another pool has been wanting room for
+// long: one that has nothing, or that a deploy waits for, and where fair one that would still not have more than p.
 func (l *limit) starved(p *Pool) bool {
 	if l.wants.Load() == 0 {
 		return false
@@ -211,7 +332,10 @@ func (l *limit) starved(p *Pool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for o, w := range l.wanting {
-		if o != p && w.urgent && time.Since(w.since) >= patience && l.shortLocked(o) && o.needy() {
+		if o == p || !w.urgent || time.Since(w.since) < patience || !l.shortLocked(o) {
+			continue
+		}
+		if o.needy() || l.fair && (int64(o.live.Load())+1)*l.unit(o) <= (int64(p.live.Load())-1)*l.unit(p) {
 			return true
 		}
 	}

@@ -27,9 +27,18 @@ type Options struct {
 	QueueTimeout time.Duration
 	// IdleTimeout is how long an instance above min stays idle.
 	IdleTimeout time.Duration
-	// MemoryMB bounds the sum of the memory limits of all instances, in MiB; 0 means no bound.
-	MemoryMB int64
-	Log      *slog.Logger
+	// FreezeAfter is how long an instance is idle before its processes are stopped; 0 means never.
+	FreezeAfter time.Duration
+	// MaxInstances caps the instances of all functions together; 0 means no cap.
+	MaxInstances int64
+	// MemoryMB is the budget of all instances together, in MiB; 0 means no bound. The sum of their limits stays below
+	// MemoryMB × Overcommit (below 1 counts as 1).
+	MemoryMB   int64
+	Overcommit float64
+	// MemoryUsed reads what all instances really use, in bytes, without page cache. It may be nil: then only their limits
+	// count. It is called by one goroutine, about once a second.
+	MemoryUsed func() (int64, error)
+	Log        *slog.Logger
 }
 
 // Manager holds the pools of all versions and the live releases of all environments.
@@ -43,7 +52,10 @@ type Manager struct {
 	// envs is copied on write, so that binding a request takes no lock.
 	envs atomic.Pointer[map[function.Environment]*environment]
 
+	host   *limit // instances of all pools
 	memory *limit // of all pools
+
+	gaugeFault sync.Once // reading the memory has failed
 
 	mu     sync.Mutex
 	pools  map[versionKey]*entry
@@ -75,15 +87,18 @@ type environment struct {
 func NewManager(opts Options) *Manager {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Manager{
-		opts: opts, ctx: ctx, cancel: cancel, memory: newLimit(opts.MemoryMB, memoryOf),
+		opts: opts, ctx: ctx, cancel: cancel,
+		host: newLimit(opts.MaxInstances, one), memory: newLimit(int64(float64(opts.MemoryMB)*max(opts.Overcommit, 1)), memoryOf),
 		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, retired: map[*Pool]struct{}{},
+	}
+	m.host.fair, m.memory.fair = true, true
+	if opts.MemoryUsed != nil && opts.MemoryMB > 0 {
+		m.memory.gauge = &gauge{budget: opts.MemoryMB}
 	}
 	m.envs.Store(&map[function.Environment]*environment{})
 	m.group.Go(m.sweepLoop)
 	return m
 }
-
-func memoryOf(p *Pool) int64 { return int64(p.version.Config.MemoryMB) }
 
 // Release is a live release: active, being prepared, or draining.
 type Release struct {
@@ -156,12 +171,13 @@ func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool
 		m.limits[v.Key] = l
 	}
 	p := &Pool{
-		version: v, starter: m.opts.Starter, limit: l, memory: m.memory, opts: m.opts, log: m.opts.Log,
-		ctx: m.ctx, group: &m.group, workers: &m.workers, slots: map[*slot]struct{}{}, binding: b,
-		closed: m.closed,
+		version: v, starter: m.opts.Starter, limit: l, host: m.host, memory: m.memory, opts: m.opts, log: m.opts.Log,
+		ctx: m.ctx, group: &m.group, workers: &m.workers, slots: map[*slot]struct{}{}, starts: map[*beginning]struct{}{},
+		binding: b, closed: m.closed,
 	}
-	l.join(p)
-	m.memory.join(p)
+	for _, l := range p.limits() {
+		l.join(p)
+	}
 	return p
 }
 
@@ -183,8 +199,9 @@ func (m *Manager) unrefLocked(v *function.Version) *Pool {
 func (m *Manager) removeLocked(k versionKey, e *entry) {
 	delete(m.pools, k)
 	m.retired[e.pool] = struct{}{}
-	e.pool.limit.leave(e.pool)
-	e.pool.memory.leave(e.pool)
+	for _, l := range e.pool.limits() {
+		l.leave(e.pool)
+	}
 }
 
 // Warm starts concurrency.min instances of every version of the release, as far as they do not run
@@ -222,6 +239,7 @@ func (r *Release) Activate() *Release {
 		p.min = r.versions[name].Config.Concurrency.Min
 		p.mu.Unlock()
 		p.limit.setMax(m.maxOf(r.versions[name]))
+		p.limit.stopped.Store(r.versions[name].Config.Concurrency.Stopped)
 	}
 	old := m.environment(r.record.Environment).active.Swap(r)
 	if old != nil {
@@ -448,6 +466,12 @@ func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocatio
 	return b.pool.invoke(ctx, req)
 }
 
+// Begin implements invocation.Route.
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+	req.Binding = b.release
+	return b.pool.begin(req, done)
+}
+
 // Close implements invocation.Route.
 func (b *Bound) Close() {
 	if b.pinned != nil {
@@ -464,7 +488,11 @@ func (b *Bound) Close() {
 
 // sweepLoop ends idle instances and retries what could not start.
 func (m *Manager) sweepLoop() {
-	tick := time.NewTicker(min(time.Second, m.opts.IdleTimeout/4+time.Millisecond))
+	every := min(time.Second, m.opts.IdleTimeout/4+time.Millisecond)
+	if m.opts.FreezeAfter > 0 {
+		every = min(every, max(m.opts.FreezeAfter, 100*time.Millisecond))
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -494,6 +522,9 @@ func (m *Manager) sweep(now time.Time) {
 		}
 	}
 	m.mu.Unlock()
+	m.measure()
+	m.host.offer(nil)
+	m.memory.offer(nil)
 	for _, p := range all {
 		p.sweep(now)
 	}

@@ -19,8 +19,12 @@ import (
 	"lfx.dev/lfxd/daemon/invocation"
 )
 
-// modelMax is the cap of every function of the model.
-const modelMax = 3
+// Caps of the model: instances of every function, instances of all, and MiB of all.
+const (
+	modelMax    = 3
+	modelHost   = 6
+	modelMemory = 700
+)
 
 // model is a Starter whose instances do what real ones may do, at random: slow starts, inits that fail
 // once or for good, a platform that fails, work that takes its time, deaths before the event, in the
@@ -50,6 +54,9 @@ func (m *model) count(k function.Key, by int) {
 	m.total += by
 	if m.alive[k] > modelMax {
 		m.t.Errorf("%d instances of %s at once, the maximum is %d", m.alive[k], k, modelMax)
+	}
+	if m.total > modelHost {
+		m.t.Errorf("%d instances at once, the host may have %d", m.total, modelHost)
 	}
 }
 
@@ -104,6 +111,54 @@ type modelWorker struct {
 	once    sync.Once
 	dead    atomic.Bool
 	busy    atomic.Bool
+	frozen  atomic.Bool
+}
+
+var _ interface {
+	Freezer
+	Meter
+} = (*modelWorker)(nil)
+
+// Freeze takes its time, and fails now and then.
+func (w *modelWorker) Freeze(ctx context.Context) error {
+	if w.busy.Load() {
+		w.m.t.Errorf("instance %s is frozen in the middle of an invocation", w.id)
+	}
+	select {
+	case <-time.After(time.Duration(w.m.intn(int(50 * time.Millisecond)))):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if w.dead.Load() || w.m.intn(10) == 0 {
+		return errModel
+	}
+	w.frozen.Store(true)
+	return nil
+}
+
+// Thaw fails for one that was killed, and now and then.
+func (w *modelWorker) Thaw() error {
+	w.frozen.Store(false)
+	if w.dead.Load() || w.m.intn(10) == 0 {
+		return errModel
+	}
+	return nil
+}
+
+func (w *modelWorker) MemoryBytes() uint64 { return uint64(w.m.intn(100 << 20)) }
+
+// use is what all of the model's instances use, now and then more than there is.
+func (m *model) use() (int64, error) {
+	m.mu.Lock()
+	total := m.total
+	m.mu.Unlock()
+	switch m.intn(10) {
+	case 0:
+		return 0, errModel
+	case 1:
+		return modelMemory << 20, nil
+	}
+	return int64(m.intn(100<<20) * total), nil
 }
 
 func (w *modelWorker) ID() string       { return w.id }
@@ -112,6 +167,9 @@ func (w *modelWorker) Info() WorkerInfo { return WorkerInfo{ID: w.id} }
 func (w *modelWorker) Invoke(req *invocation.Request) *invocation.Outcome {
 	if !w.busy.CompareAndSwap(false, true) {
 		w.m.t.Errorf("two invocations at once on instance %s", w.id)
+	}
+	if w.frozen.Load() {
+		w.m.t.Errorf("an event for instance %s, which is frozen", w.id)
 	}
 	out := &invocation.Outcome{Payload: []byte(req.ID)}
 	if w.dead.Load() {
@@ -181,7 +239,8 @@ func live(t *testing.T, seed uint64) {
 	mod := &model{t: t, rand: rand.New(rand.NewPCG(seed, 1)), alive: map[function.Key]int{}}
 	m := NewManager(Options{
 		Starter: mod, DefaultMax: func(*function.Version) int { return modelMax }, QueueLimit: 8, QueueTimeout: 2 * time.Second,
-		IdleTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler),
+		IdleTimeout: 5 * time.Second, FreezeAfter: 500 * time.Millisecond, MaxInstances: modelHost,
+		MemoryMB: modelMemory, Overcommit: 1.5, MemoryUsed: mod.use, Log: slog.New(slog.DiscardHandler),
 	})
 	names := []string{"a", "b", "c"}
 	var (
@@ -193,7 +252,12 @@ func live(t *testing.T, seed uint64) {
 	pick := func(name string, n int) *function.Version {
 		key := fmt.Sprintf("%s:%d", name, n)
 		if versions[key] == nil {
-			versions[key] = version(name, n, mod.intn(3), modelMax)
+			v := version(name, n, mod.intn(3), modelMax)
+			v.Config.MemoryMB, v.Config.TmpMB = 50+mod.intn(150), 50
+			if mod.intn(10) == 0 {
+				v.Config.Concurrency = function.Concurrency{Stopped: true}
+			}
+			versions[key] = v
 		}
 		return versions[key]
 	}
@@ -233,6 +297,8 @@ func live(t *testing.T, seed uint64) {
 			mod.killSome()
 		case k < 18 && mod.intn(4) == 0:
 			m.Deactivate(testEnv)
+		case k < 18:
+			m.Relieve("the model")
 		case k < 19:
 			mod.sleep(10 * time.Second)
 		default:
@@ -265,8 +331,13 @@ func live(t *testing.T, seed uint64) {
 			t.Errorf("%d requests are bound to release %d", n, r.ReleaseNumber())
 		}
 	}
-	if m.memory.used != 0 || m.memory.freeing != 0 {
-		t.Errorf("room that was not given back: %d, %d", m.memory.used, m.memory.freeing)
+	for what, l := range map[string]*limit{"memory": m.memory, "host": m.host} {
+		if l.used != 0 || l.freeing != 0 || l.wants.Load() != 0 || len(l.wanting) != 0 {
+			t.Errorf("%s that was not given back: %d, %d; %d pools want it", what, l.used, l.freeing, len(l.wanting))
+		}
+	}
+	if g := m.memory.gauge; g.young != g.settled || g.leaving != 0 {
+		t.Errorf("the gauge is wrong at the end: %+v", g)
 	}
 	for k, l := range m.limits {
 		if l.used != 0 || l.freeing != 0 {

@@ -27,6 +27,14 @@ type Worker interface {
 	Info() WorkerInfo
 }
 
+// Beginner is a Worker whose invocations need no goroutine that waits for their outcome.
+type Beginner interface {
+	// Begin is Invoke whose outcome goes to done, which may be before Begin returns. It returns false, and
+	// does nothing, when it would have to wait for the runtime, or when the request asks for what
+	// only Invoke does.
+	Begin(req *invocation.Request, done invocation.Completion) bool
+}
+
 // WorkerInfo describes a worker for people.
 type WorkerInfo struct {
 	ID      string
@@ -97,14 +105,40 @@ const (
 	leaving
 )
 
-// slot is a worker with its place in the pool; all but worker is guarded by Pool.mu.
+// slot is a worker with its place in the pool; guarded by Pool.mu unless it says otherwise. worker does not change.
 type slot struct {
 	worker Worker
 	state  state
 	used   time.Time
+	begun  time.Time // when its start began
+	// binding is the release of the invocation in progress or the last one, else of the start.
+	binding invocation.Binding
+	// cold: the instance is frozen, or is being frozen; callOff ends the latter. warmUntil is when it may be tried again.
+	cold      bool
+	callOff   context.CancelFunc
+	warmUntil time.Time
+	// frost is held while the instance is frozen or thawed, before Pool.mu.
+	frost sync.Mutex
+	// thaw belongs to the one who took the slot: it was frozen.
+	thaw bool
+	// freed is what the instance used when it was evicted, in MiB.
+	freed atomic.Int64
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
+	// done gets the outcome of an invocation that begin began. Whoever made the slot busy owns it until
+	// the outcome is known.
+	done invocation.Completion
+}
+
+// Complete implements invocation.Completion: the worker's outcome passes through the slot.
+func (s *slot) Complete(out *invocation.Outcome) {
+	done := s.done
+	s.done = nil
+	if out != nil {
+		s.answered.Store(time.Now().UnixNano())
+	}
+	done.Complete(out)
 }
 
 // settleTime is how long an instance may take from its answer to its next request for work before the
@@ -127,11 +161,18 @@ type grant struct {
 	err     error
 }
 
+// beginning is a start under way.
+type beginning struct {
+	since   time.Time
+	binding invocation.Binding
+}
+
 // Pool holds the instances of one version and the requests that wait for one.
 type Pool struct {
 	version *function.Version
 	starter Starter
 	limit   *limit // instances of the function, across its versions
+	host    *limit // instances of all functions
 	memory  *limit // memory of all instances of the host, in MiB
 	opts    Options
 	log     *slog.Logger
@@ -146,8 +187,11 @@ type Pool struct {
 	idle     []*slot            // stack: the hottest is last
 	head     *waiter
 	tail     *waiter
-	waiting  int // waiters in the queue
-	starting int
+	waiting  int                     // waiters in the queue
+	starting int                     // len(starts)
+	starts   map[*beginning]struct{} // under way
+	cost     time.Duration           // what a start takes: a mean
+	freezing bool                    // a round of freezing is under way
 	min      int
 	lastErr  error         // of the newest failed start; nil after a good one
 	changed  chan struct{} // closed and replaced when slots or lastErr change; nil when nobody listens
@@ -159,6 +203,9 @@ type Pool struct {
 	recheck  bool // startLater is under way
 }
 
+// limits lists what an instance of the pool needs room in, in the order in which it is taken.
+func (p *Pool) limits() [3]*limit { return [3]*limit{p.limit, p.host, p.memory} }
+
 // Version returns the version that the pool runs.
 func (p *Pool) Version() *function.Version { return p.version }
 
@@ -168,6 +215,9 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 		s, outcome, err := p.acquire(ctx, req)
 		if s == nil {
 			return outcome, err
+		}
+		if !p.thawed(s) {
+			continue
 		}
 		if outcome = s.worker.Invoke(req); outcome != nil {
 			s.answered.Store(time.Now().UnixNano())
@@ -179,15 +229,52 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 	}
 }
 
+// begin gives the request to the hottest idle worker, if there is one that takes it without a wait.
+func (p *Pool) begin(req *invocation.Request, done invocation.Completion) bool {
+	if p.stopped() {
+		return false // the slow way says why
+	}
+	p.mu.Lock()
+	s := p.takeIdleLocked(req)
+	p.mu.Unlock()
+	if s == nil || !p.thawed(s) {
+		return false
+	}
+	if b, ok := s.worker.(Beginner); ok {
+		s.done = done
+		if b.Begin(req, s) {
+			return true
+		}
+		s.done = nil
+	}
+	p.idleAgain(s)
+	return false
+}
+
+// takeIdleLocked takes the hottest idle slot for a request, or returns nil. The caller must thaw it.
+func (p *Pool) takeIdleLocked(req *invocation.Request) *slot {
+	n := len(p.idle)
+	if n == 0 {
+		return nil
+	}
+	s := p.idle[n-1]
+	p.idle[n-1] = nil
+	p.idle = p.idle[:n-1]
+	s.takeLocked()
+	s.binding = req.Binding
+	return s
+}
+
+// stopped says that the function takes no requests.
+func (p *Pool) stopped() bool { return p.version.Config.Concurrency.Stopped || p.limit.stopped.Load() }
+
 // acquire takes the hottest idle slot, or waits for one.
 func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
+	if p.stopped() {
+		return nil, nil, p.stoppedError()
+	}
 	p.mu.Lock()
-	if n := len(p.idle); n > 0 {
-		s := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		s.state = busy
-		s.answered.Store(0)
+	if s := p.takeIdleLocked(req); s != nil {
 		p.mu.Unlock()
 		return s, nil, nil
 	}
@@ -254,8 +341,9 @@ func (p *Pool) cancel(w *waiter) bool {
 	}
 	p.unlinkLocked(w)
 	if p.waiting == 0 {
-		p.limit.forget(p)
-		p.memory.forget(p)
+		for _, l := range p.limits() {
+			l.forget(p)
+		}
 	}
 	return true
 }
@@ -285,16 +373,26 @@ func (p *Pool) tooLarge() error {
 		p.version.Key, p.version.Config.MemoryMB)
 }
 
+// AWS's reasons of a throttle: the function's own cap, and what all functions share.
+const (
+	reasonFunction = "ReservedFunctionConcurrentInvocationLimitExceeded"
+	reasonHost     = "ConcurrentInvocationLimitExceeded"
+)
+
+// throttled refuses a request. The reason is the function's own maximum when it has one and has reached it, else
+// what the host has.
 func (p *Pool) throttled(detail string) error {
-	reason := "ConcurrentInvocationLimitExceeded"
-	if p.version.Config.Concurrency.Max > 0 {
-		reason = "ReservedFunctionConcurrentInvocationLimitExceeded"
+	reason := reasonHost
+	if p.version.Config.Concurrency.Max > 0 && p.limit.full(p) {
+		reason = reasonFunction
 	}
-	return &invocation.ThrottledError{
-		Reason:     reason,
-		RetryAfter: time.Second,
-		Detail:     detail,
-	}
+	return &invocation.ThrottledError{Reason: reason, RetryAfter: time.Second, Detail: detail}
+}
+
+// stoppedError refuses a request for a function that must not run. It does not say when to try again: somebody has to
+// deploy before.
+func (p *Pool) stoppedError() error {
+	return &invocation.ThrottledError{Reason: reasonFunction, Detail: fmt.Sprintf("%s is stopped: its concurrency.max is 0", p.version.Key)}
 }
 
 // pushLocked appends a waiter to the queue.
@@ -319,25 +417,40 @@ func (p *Pool) popLocked() *waiter {
 	return w
 }
 
-// startForQueueLocked starts instances for waiters that neither a starting instance nor one that has
-// just answered will serve.
+// startForQueueLocked starts the instances that the queue asks for, as far as there is room.
 func (p *Pool) startForQueueLocked() {
-	if len(p.slots) > 0 && time.Now().Before(p.restAt) {
-		return
-	}
-	settling := 0
-	if p.starting < p.waiting {
-		settling = p.settlingLocked()
-	}
-	if settling > 0 && !p.recheck {
-		p.recheck = true
-		p.group.Go(p.startLater)
-	}
-	for p.starting+settling < p.waiting {
+	for range p.missingLocked() {
 		if !p.startLocked(true) {
 			return
 		}
 	}
+}
+
+// missingLocked counts the waiters that neither a starting instance nor one that has just answered will
+// serve.
+func (p *Pool) missingLocked() int {
+	if p.starting >= p.waiting || len(p.slots) > 0 && time.Now().Before(p.restAt) {
+		return 0
+	}
+	settling := p.settlingLocked()
+	if settling > 0 && !p.recheck {
+		p.recheck = true
+		p.group.Go(p.startLater)
+	}
+	return max(0, p.waiting-p.starting-settling)
+}
+
+// startNext starts one instance, for the queue or for min; more says that it is not the last one that is
+// missing.
+func (p *Pool) startNext() (started, more bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, urgent := p.missingLocked(), true
+	if n == 0 {
+		n, urgent = p.missingMinLocked(), p.warming.Load() > 0
+	}
+	started = n > 0 && p.startLocked(urgent)
+	return started, started && n > 1
 }
 
 // settlingLocked counts the instances that have answered a moment ago and are not idle yet.
@@ -370,42 +483,55 @@ func (p *Pool) startLater() {
 // startLocked starts one instance in the background, if there is room; it reports whether it did.
 // urgent means that somebody waits for it, for whom idle instances of others give way.
 func (p *Pool) startLocked(urgent bool) bool {
-	if p.closed || !p.limit.take(p, urgent) {
+	if p.closed {
 		return false
 	}
-	if !p.memory.take(p, urgent) {
-		p.limit.put(p)
-		return false
+	limits := p.limits()
+	for i, l := range limits {
+		if !l.take(p, urgent) {
+			for _, taken := range limits[:i] {
+				taken.put(p)
+			}
+			return false
+		}
 	}
+	b := &beginning{since: time.Now(), binding: p.binding}
+	p.starts[b] = struct{}{}
 	p.starting++
 	p.live.Add(1)
-	p.group.Go(p.start)
+	p.group.Go(func() { p.start(b) })
 	return true
 }
 
+// startedLocked ends the book of a start, good or bad.
+func (p *Pool) startedLocked(b *beginning) {
+	delete(p.starts, b)
+	p.starting--
+}
+
 // start makes one instance and serves whoever waits longest.
-func (p *Pool) start() {
-	err := p.startOne(PhaseInit, nil)
+func (p *Pool) start(b *beginning) {
+	err := p.startOne(b, PhaseInit, nil)
 	answered := false
 	var initErr *InitError
 	if errors.As(err, &initErr) {
 		// The contract: a failed init runs again inside the first invocation, under the function's
 		// timeout, and its result is that invocation's result.
 		answered = true
-		err = p.startForWaiter(err)
+		err = p.startForWaiter(b, err)
 	}
-	p.finishStart(err, answered)
+	p.finishStart(b, err, answered)
 }
 
 // startForWaiter repeats the init on behalf of the oldest waiter; without one the first error stands.
-func (p *Pool) startForWaiter(first error) error {
+func (p *Pool) startForWaiter(b *beginning, first error) error {
 	p.mu.Lock()
 	w := p.popLocked()
 	p.mu.Unlock()
 	if w == nil {
 		return first
 	}
-	err := p.startOne(PhaseInvoke, w)
+	err := p.startOne(b, PhaseInvoke, w)
 	if err == nil {
 		return nil
 	}
@@ -419,8 +545,8 @@ func (p *Pool) startForWaiter(first error) error {
 }
 
 // startOne starts a worker and puts it to use: for the given waiter, else for the oldest one.
-func (p *Pool) startOne(phase InitPhase, w *waiter) error {
-	s := &slot{state: busy, used: time.Now()}
+func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
+	s := &slot{state: busy, used: time.Now(), begun: time.Now()}
 	ready := make(chan struct{})
 	p.mu.Lock()
 	req := StartRequest{Version: p.version, Binding: p.binding, Phase: phase, Events: p.events(s, ready)}
@@ -429,14 +555,17 @@ func (p *Pool) startOne(phase InitPhase, w *waiter) error {
 		req.For = w.req
 		req.Binding = w.req.Binding
 	}
+	s.binding = req.Binding
 	worker, err := p.starter.Start(p.ctx, req)
 	if err != nil {
 		return err
 	}
+	p.memory.ready(p)
 	p.mu.Lock()
 	s.worker = worker
 	p.slots[s] = struct{}{}
-	p.starting--
+	p.startedLocked(b)
+	p.observeStartLocked(time.Since(s.begun))
 	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
 	closed := p.closed
 	p.notifyLocked()
@@ -467,12 +596,12 @@ func (p *Pool) events(s *slot, ready <-chan struct{}) Events {
 // A fault of the function was answered to the request it belongs to. A fault of the platform is
 // answered to the oldest request when no instance lives that could serve it; else the queue is left
 // to those that live for a while, so that a start that fails at once is not repeated at once.
-func (p *Pool) finishStart(err error, answered bool) {
+func (p *Pool) finishStart(b *beginning, err error, answered bool) {
 	if err == nil {
 		return
 	}
 	p.mu.Lock()
-	p.starting--
+	p.startedLocked(b)
 	p.live.Add(-1)
 	p.failures++
 	p.lastErr = err
@@ -487,8 +616,9 @@ func (p *Pool) finishStart(err error, answered bool) {
 		p.restAt = p.retryAt
 	}
 	p.mu.Unlock()
-	p.limit.put(p)
-	p.memory.put(p)
+	for _, l := range p.limits() {
+		l.put(p)
+	}
 	p.offer()
 	p.kick()
 	if refuse != nil {
@@ -509,8 +639,14 @@ func logged(err error) error {
 
 // offer gives room that became free, or an idle instance, to the pools that want it.
 func (p *Pool) offer() {
-	p.limit.offer(p)
-	p.memory.offer(p)
+	for _, l := range p.limits() {
+		l.offer(p)
+	}
+}
+
+// starved says whether a busy instance should give way to another pool.
+func (p *Pool) starved() bool {
+	return p.warming.Load() == 0 && (p.limit.starved(p) || p.host.starved(p) || p.memory.starved(p))
 }
 
 // backoff returns the pause before the next warm start after n failures in a row: 1 s to 1 min.
@@ -527,15 +663,15 @@ func (p *Pool) idleAgain(s *slot) {
 		return
 	}
 	s.used = now
-	if p.head != nil && p.warming.Load() == 0 && (p.limit.starved(p) || p.memory.starved(p)) {
+	if p.head != nil && p.starved() {
 		p.leaveLocked(s)
 		p.mu.Unlock()
 		s.worker.Close("spindown")
 		return
 	}
 	if w := p.popLocked(); w != nil {
-		s.state = busy
-		s.answered.Store(0)
+		s.takeLocked()
+		s.binding = w.req.Binding
 		p.mu.Unlock()
 		w.ready <- grant{slot: s}
 		return
@@ -569,10 +705,14 @@ func (p *Pool) leaveLocked(s *slot) {
 			}
 		}
 	}
+	if s.callOff != nil {
+		s.callOff()
+	}
 	if s.state != leaving {
 		s.state = leaving
-		p.limit.leaving(p)
-		p.memory.leaving(p)
+		for _, l := range p.limits() {
+			l.leaving(p)
+		}
 	}
 }
 
@@ -584,8 +724,10 @@ func (p *Pool) gone(s *slot) {
 	p.live.Add(-1)
 	p.notifyLocked()
 	p.mu.Unlock()
-	p.limit.left(p)
-	p.memory.left(p)
+	for _, l := range p.limits() {
+		l.left(p)
+	}
+	p.memory.gone(s.freed.Load())
 	p.offer() // those that wait for the room come before this pool's own min
 	p.kick()
 	p.workers.Done()
@@ -653,14 +795,19 @@ func (p *Pool) setMin(n int) {
 
 // keepMinLocked starts instances up to min, unless starts failed just now.
 func (p *Pool) keepMinLocked() {
-	if p.failures > 0 && time.Now().Before(p.retryAt) {
-		return
-	}
-	for p.starting+p.aliveLocked() < p.min {
+	for range p.missingMinLocked() {
 		if !p.startLocked(p.warming.Load() > 0) {
 			return
 		}
 	}
+}
+
+// missingMinLocked counts the instances that min asks for, none when starts failed just now.
+func (p *Pool) missingMinLocked() int {
+	if p.failures > 0 && time.Now().Before(p.retryAt) {
+		return 0
+	}
+	return max(0, p.min-p.starting-p.aliveLocked())
 }
 
 // aliveLocked counts the workers that are not leaving.
@@ -674,37 +821,8 @@ func (p *Pool) aliveLocked() int {
 	return n
 }
 
-// evictOne closes the coldest idle worker so that o has room; it reports whether there was one. min
-// stays, except for another version of the function when somebody waits for that.
-func (p *Pool) evictOne(o *Pool, urgent bool) bool {
-	p.mu.Lock()
-	keep := p.min
-	if urgent && o.version.Key == p.version.Key {
-		keep = 0
-	}
-	if len(p.idle) == 0 || p.warming.Load() > 0 || p.aliveLocked() <= keep {
-		p.mu.Unlock()
-		return false
-	}
-	s := p.idle[0]
-	p.leaveLocked(s)
-	p.mu.Unlock()
-	s.worker.Close("spindown")
-	return true
-}
-
-// coldest says since when the longest unused idle worker is idle.
-func (p *Pool) coldest() (time.Time, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.idle) == 0 || p.warming.Load() > 0 {
-		return time.Time{}, false
-	}
-	return p.idle[0].used, true
-}
-
-// sweep closes workers that were idle for longer than the timeout, keeps min warm, and retries the
-// starts that the queue still needs.
+// sweep closes workers that were idle for longer than the timeout, freezes those that are idle for a while, keeps min warm,
+// and retries the starts that the queue still needs.
 func (p *Pool) sweep(now time.Time) {
 	p.mu.Lock()
 	var old []*slot
@@ -716,6 +834,7 @@ func (p *Pool) sweep(now time.Time) {
 	}
 	p.keepMinLocked()
 	p.startForQueueLocked()
+	p.freezeLocked(now)
 	p.mu.Unlock()
 	for _, s := range old {
 		s.worker.Close("spindown")
@@ -737,6 +856,9 @@ func (p *Pool) close() {
 		refused = append(refused, w)
 	}
 	p.mu.Unlock()
+	for _, l := range p.limits() {
+		l.forget(p)
+	}
 	for _, s := range old {
 		s.worker.Close("spindown")
 	}
@@ -780,22 +902,71 @@ func (p *Pool) Stats() Stats {
 	return st
 }
 
-// Instance is one instance for people.
+// States of instances for people.
+const (
+	StateStarting = "starting"
+	StateIdle     = "idle"
+	StateFrozen   = "frozen" // idle, and its processes are stopped
+	StateBusy     = "busy"
+	StateStopping = "stopping"
+)
+
+// Instance is one instance for people. One that starts has neither ID nor address yet.
 type Instance struct {
 	WorkerInfo
 	Version *function.Version
 	State   string
-	Used    time.Time
+	// Release is the number of the release of the invocation in progress or of the last one, else of the one that started it.
+	Release int
+	// InFlight counts the invocations in progress.
+	InFlight int
+	// MemoryBytes is what the instance uses now, zero when that is not known.
+	MemoryBytes int64
+	Used        time.Time
 }
 
-// Instances lists the pool's workers.
+// Instances lists the pool's workers and starts. It reads the memory of each.
 func (p *Pool) Instances() []Instance {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	names := map[state]string{busy: "busy", idle: "idle", leaving: "stopping"}
-	out := make([]Instance, 0, len(p.slots))
+	out := make([]Instance, 0, len(p.slots)+len(p.starts))
+	slots := make([]*slot, 0, len(p.slots))
 	for s := range p.slots {
-		out = append(out, Instance{WorkerInfo: s.worker.Info(), Version: p.version, State: names[s.state], Used: s.used})
+		in := Instance{Version: p.version, State: s.stateName(), Release: releaseNumber(s.binding), Used: s.used}
+		if s.state == busy {
+			in.InFlight = 1
+		}
+		out, slots = append(out, in), append(slots, s)
+	}
+	for b := range p.starts {
+		out = append(out, Instance{
+			WorkerInfo: WorkerInfo{Started: b.since}, Version: p.version, State: StateStarting, Release: releaseNumber(b.binding),
+		})
+	}
+	p.mu.Unlock()
+	for i, s := range slots {
+		out[i].WorkerInfo = s.worker.Info()
+		out[i].MemoryBytes = s.memory()
 	}
 	return out
+}
+
+// stateName is the slot's state for people. Pool.mu is held.
+func (s *slot) stateName() string {
+	switch {
+	case s.state == leaving:
+		return StateStopping
+	case s.state == busy:
+		return StateBusy
+	case s.cold && s.callOff == nil:
+		return StateFrozen
+	}
+	return StateIdle
+}
+
+// releaseNumber is the number of a release, zero without one.
+func releaseNumber(b invocation.Binding) int {
+	if b == nil {
+		return 0
+	}
+	return b.ReleaseNumber()
 }

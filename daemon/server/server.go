@@ -7,7 +7,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/net/netutil"
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/gateway"
@@ -83,101 +81,61 @@ type Server struct {
 	routes []route
 	group  sync.WaitGroup
 
-	mu      sync.Mutex
-	servers map[*http.Server]struct{}
-	closed  bool
+	mu     sync.Mutex
+	served map[*Served]struct{}
+	closed bool
 }
 
 // New makes a server; Serve starts a listener.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, servers: map[*http.Server]struct{}{}}
+	s := &Server{opts: opts, served: map[*Served]struct{}{}}
 	s.routes = s.table()
 	return s
-}
-
-// Served is one listener that is being served.
-type Served struct {
-	server   *Server
-	http     *http.Server
-	listener net.Listener
 }
 
 // Serve serves l in the background until Retire or Shutdown. fn is set for
 // KindPort only and names the function that the port belongs to now.
 func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Served, error) {
-	hs := &http.Server{
-		Handler:           s.handler(kind, fn),
-		ReadHeaderTimeout: readHeaderTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return s.opts.BaseContext },
-	}
 	if kind == KindControl {
 		l = peerListener{l, s.opts.Log}
 	}
+	v := newServed(s, l, kind, fn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		l.Close() //nolint:errcheck // nothing was served
 		return nil, net.ErrClosed
 	}
-	s.servers[hs] = struct{}{}
-	s.group.Go(func() {
-		if err := hs.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
-			s.opts.Log.Error("listener failed", "address", l.Addr().String(), "error", err)
-		}
-	})
-	return &Served{server: s, http: hs, listener: l}, nil
+	s.served[v] = struct{}{}
+	s.group.Go(v.accept)
+	s.group.Go(v.serveHTTP)
+	return v, nil
 }
 
-// Retire closes the listener before it returns, so that its address can be bound again at once. The
-// requests that run on it finish in the background, within the timeout; Shutdown waits for that too.
-func (v *Served) Retire(timeout time.Duration) {
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	v.http.Shutdown(now) //nolint:errcheck // says only that requests are running
-	v.listener.Close()   //nolint:errcheck // closed already, unless Serve has not come to it yet
-	s := v.server
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return // Shutdown has taken over
-	}
-	s.group.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
-		if v.http.Shutdown(ctx) != nil {
-			v.http.Close() //nolint:errcheck // nothing is left to do
-		}
-		s.mu.Lock()
-		delete(s.servers, v.http)
-		s.mu.Unlock()
-	})
-}
-
-// Shutdown stops all listeners, lets requests finish until ctx ends, and waits for everything.
+// Shutdown stops all listeners and lets requests finish until ctx ends; then it cuts the connections.
+// A request whose function still runs ends with its instance: Wait waits for those.
 func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Lock()
 	s.closed = true
-	all := s.servers
-	s.servers = map[*http.Server]struct{}{}
+	all := s.served
+	s.served = map[*Served]struct{}{}
 	s.mu.Unlock()
 	var wg sync.WaitGroup
-	for hs := range all {
+	for v := range all {
 		wg.Go(func() {
-			if hs.Shutdown(ctx) != nil {
-				hs.Close() //nolint:errcheck // nothing is left to do
-			}
+			v.stop()
+			v.finish(ctx)
 		})
 	}
 	wg.Wait()
-	s.group.Wait()
 }
+
+// Wait waits, after Shutdown and after the instances have ended, until nothing of the server runs.
+func (s *Server) Wait() { s.group.Wait() }
 
 // handler decides for each request of a listener whether it may pass, and who answers it.
 func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
-	checked := kind == KindTCP || kind == KindPort
+	checked := checksHost(kind)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer s.logPanic(r)
 		if checked && !s.browserSafe(w, r) {
@@ -198,6 +156,9 @@ func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
 		s.control(w, r, kind)
 	})
 }
+
+// checksHost says whether a browser can reach listeners of this kind.
+func checksHost(kind Kind) bool { return kind == KindTCP || kind == KindPort }
 
 // logPanic makes a handler's panic an error in the log; net/http then cuts the connection.
 func (s *Server) logPanic(r *http.Request) {

@@ -423,7 +423,7 @@ type Spare struct {
 	Address netip.Addr
 	// Made is when it was ready.
 	Made time.Time
-	// MemoryBytes is what it really uses, 0 when that is not known.
+	// MemoryBytes is what it uses, not what it may use, 0 when that is not known.
 	MemoryBytes uint64
 	// Ahead is how long the making took.
 	Ahead time.Duration
@@ -433,11 +433,10 @@ type Spare struct {
 func (s *Starter) Spares() []Spare {
 	var out []Spare
 	for _, w := range s.spares.all() {
-		sp := Spare{Version: w.version, ID: w.id, Address: w.inst.Address(), Made: w.made, Ahead: w.inst.Phases().Total()}
-		if m, ok := w.inst.(interface{ MemoryBytes() uint64 }); ok {
-			sp.MemoryBytes = m.MemoryBytes()
-		}
-		out = append(out, sp)
+		out = append(out, Spare{
+			Version: w.version, ID: w.id, Address: w.inst.Address(), Made: w.made,
+			MemoryBytes: w.inst.MemoryBytes(), Ahead: w.inst.Phases().Total(),
+		})
 	}
 	return out
 }

@@ -123,7 +123,11 @@ func (i *fakeInstance) Phases() instance.Phases { return instance.Phases{Create:
 func (i *fakeInstance) Stdout() *os.File        { return i.stdout[0] }
 func (i *fakeInstance) Stderr() *os.File        { return i.stderr[0] }
 func (i *fakeInstance) PeakMemory() uint64      { return 41<<20 + 1 }
+func (i *fakeInstance) MemoryBytes() uint64     { return 12 << 20 }
+func (i *fakeInstance) Thaw() error             { return nil }
 func (i *fakeInstance) Exited() <-chan struct{} { return i.exited }
+
+func (i *fakeInstance) Freeze(context.Context) error { return nil }
 
 func (i *fakeInstance) Exit() instance.Exit {
 	select {

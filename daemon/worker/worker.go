@@ -16,7 +16,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	goruntime "runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +42,9 @@ type Instance interface {
 	Stderr() *os.File
 	SetCores(cores float64) error
 	PeakMemory() uint64
+	MemoryBytes() uint64
+	Freeze(ctx context.Context) error
+	Thaw() error
 	Exited() <-chan struct{}
 	Exit() instance.Exit
 	Begin() error
@@ -88,9 +93,12 @@ type Starter struct {
 }
 
 var (
-	_ pool.Starter = (*Starter)(nil)
-	_ pool.Worker  = (*Worker)(nil)
-	_ Instance     = (*instance.Instance)(nil)
+	_ pool.Starter  = (*Starter)(nil)
+	_ pool.Worker   = (*Worker)(nil)
+	_ pool.Beginner = (*Worker)(nil)
+	_ pool.Freezer  = (*Worker)(nil)
+	_ pool.Meter    = (*Worker)(nil)
+	_ Instance      = (*instance.Instance)(nil)
 )
 
 // NewStarter makes a Starter.
@@ -148,17 +156,23 @@ type Worker struct {
 	inside *invocation.Request
 	begun  time.Time // when that invocation began
 
-	// gate is held from the start of an invocation until its answer is known.
+	// gate is held from the start of an invocation until its answer is known, by whichever goroutine
+	// carries it; nothing but the runtime and the clock is waited for with it.
 	gate    sync.Mutex
 	cur     atomic.Pointer[run]
 	count   int         // invocations so far; guarded by gate
-	overdue *time.Timer // of the invocation that was answered last; guarded by gate
+	clock   *time.Timer // runs tick when the newest invocation is due; guarded by gate
+	number  string      // of the version, for the log
 	dieOnce sync.Once
 }
 
-// run is one invocation in progress. All but done is written before it is published, or under gate.
+// run is one invocation in progress. All but done and answered is written before it is published, or
+// under gate.
 type run struct {
+	w        *Worker
 	req      *invocation.Request
+	inv      rapi.Invocation
+	out      invocation.Outcome
 	start    time.Time
 	duration time.Duration
 	first    bool
@@ -167,6 +181,20 @@ type run struct {
 	detail   string // the crash line, without "RequestId: …"
 	done     atomic.Bool
 	tail     *logs.Tail
+	// completion takes the outcome of Begin, ended the end of an invocation that Invoke waits for.
+	completion invocation.Completion
+	ended      chan ending
+	// due is when tick has to look: the deadline, and after the answer when the runtime must be back.
+	// In nanoseconds after start.
+	due atomic.Int64
+	// answered says that the runtime is on its way back to next.
+	answered atomic.Bool
+}
+
+// ending is how the Runtime API says that an invocation ended.
+type ending struct {
+	res *rapi.Result
+	err error
 }
 
 // Start implements pool.Starter.
@@ -192,14 +220,16 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	return w, nil
 }
 
-func (s *Starter) newWorker(v *function.Version) *Worker { return &Worker{s: s, version: v} }
+func (s *Starter) newWorker(v *function.Version) *Worker {
+	return &Worker{s: s, version: v, number: strconv.Itoa(v.Number)}
+}
 
 // assign says what the worker is started for. begun is when that was asked.
 func (w *Worker) assign(req pool.StartRequest, begun time.Time) {
 	w.origin, w.events = req.Binding, req.Events
 	if req.Phase == pool.PhaseInvoke {
 		w.inside, w.begun = req.For, begun
-		w.cur.Store(&run{req: req.For, start: w.begun}) // init output belongs to the request
+		w.cur.Store(&run{w: w, req: req.For, start: w.begun}) // init output belongs to the request
 	}
 }
 
@@ -408,7 +438,7 @@ func (w *Worker) initFailed(req pool.StartRequest, status logs.Status) error {
 			r.detail = exitText(w.inst.Exit())
 		}
 		w.tailFor(r)
-		w.platform(r, logs.Start(req.For.ID, fmt.Sprint(w.version.Number)))
+		w.platform(r, logs.Start(req.For.ID, w.number))
 		w.finish(r)
 		if r.tail != nil {
 			out.LogTail = r.tail.Bytes()
@@ -475,20 +505,112 @@ func (w *Worker) startPhases() map[string]time.Duration {
 // out: no handler code ran, so another instance may take it.
 func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	w.gate.Lock()
-	r := &run{req: req, start: time.Now(), first: w.count == 0}
+	r := w.open(req)
+	r.ended = make(chan ending, 1)
+	w.tailFor(r)
+	e := ending{err: rapi.ErrNotDelivered}
+	if w.settled(r) && w.handOut(r) == nil {
+		e = <-r.ended
+	}
+	return w.conclude(r, e.res, e.err)
+}
+
+// Begin implements pool.Beginner: the goroutine that reads the runtime's answer carries the invocation to
+// its end. A log tail is for Invoke, because it waits for what the function printed.
+func (w *Worker) Begin(req *invocation.Request, done invocation.Completion) bool {
+	if req.Tail || !w.api.Idle() {
+		return false
+	}
+	w.gate.Lock()
+	r := w.open(req)
+	r.completion = done
+	if w.handOut(r) != nil {
+		w.conclude(r, nil, rapi.ErrNotDelivered)
+	}
+	return true
+}
+
+// Answered implements rapi.Completion.
+func (r *run) Answered(res *rapi.Result, err error) {
+	if r.ended == nil {
+		r.w.conclude(r, res, err)
+		return
+	}
+	r.ended <- ending{res, err}
+	// The invoker is next on this processor: its client's answer leaves before the runtime's 202.
+	goruntime.Gosched()
+}
+
+// open begins a run. gate is held, until conclude.
+func (w *Worker) open(req *invocation.Request) *run {
+	r := &run{w: w, req: req, start: time.Now(), first: w.count == 0}
 	if r.first {
 		w.firstEvent(r)
 	}
 	w.count++
-	w.tailFor(r)
-	out := w.handOut(r)
+	return r
+}
+
+// settled waits until the runtime is in next, at most up to the invocation's deadline; false when it ended
+// while it was idle: another instance prints START.
+func (w *Worker) settled(r *run) bool {
+	if w.api.Idle() {
+		return true
+	}
+	ctx, cancel := context.WithDeadlineCause(context.Background(), r.start.Add(w.version.Config.Timeout), errTimeout)
+	defer cancel()
+	return w.api.WaitIdle(ctx) == nil
+}
+
+// handOut gives the event to the runtime. With an error nothing was handed out, and Answered will not be called.
+func (w *Worker) handOut(r *run) error {
+	timeout := w.version.Config.Timeout
+	w.cur.Store(r)
+	w.platform(r, logs.Start(r.req.ID, w.number))
+	r.inv = rapi.Invocation{
+		RequestID: r.req.ID, Deadline: r.start.Add(timeout), FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
+		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
+	}
+	r.due.Store(int64(timeout))
+	w.wakeAt(time.Until(r.inv.Deadline))
+	return w.api.Start(&r.inv, r)
+}
+
+// wakeAt runs tick after d. gate is held.
+func (w *Worker) wakeAt(d time.Duration) {
+	if w.clock == nil {
+		w.clock = time.AfterFunc(d, w.tick) // stopped by die
+		return
+	}
+	w.clock.Reset(d)
+}
+
+// conclude ends an invocation whose end is known: it makes the outcome and gives it to the completion, if
+// there is one. gate is released. nil means that the event was not handed out.
+func (w *Worker) conclude(r *run, res *rapi.Result, err error) *invocation.Outcome {
+	out := w.outcome(r, res, err)
+	reason := "failure"
 	if out == nil {
 		w.cur.Store(nil)
-		w.gate.Unlock()
-		w.die("failure")
-		return nil
+	} else {
+		reason = string(r.status)
+		w.settleRun(r, out)
 	}
-	r.duration = min(time.Since(r.start), w.version.Config.Timeout)
+	if r.completion != nil {
+		r.completion.Complete(out)
+	}
+	w.gate.Unlock()
+	if out == nil || r.status != logs.StatusSuccess {
+		w.die(reason)
+	}
+	return out
+}
+
+// settleRun notes what the log needs of an invocation that was answered, and when its runtime has to be
+// back. gate is held.
+func (w *Worker) settleRun(r *run, out *invocation.Outcome) {
+	passed := time.Since(r.start)
+	r.duration = min(passed, w.version.Config.Timeout)
 	if r.first {
 		w.handler.Store(int64(r.duration))
 	}
@@ -498,29 +620,33 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 	if r.tail != nil {
 		out.LogTail = r.tail.Bytes()
 	}
-	if r.status == logs.StatusSuccess {
-		w.expectBack(r)
-	}
-	w.gate.Unlock()
 	if r.status != logs.StatusSuccess {
-		w.die(string(r.status))
+		return
 	}
-	return out
+	if back := passed + settleTime; back > w.version.Config.Timeout {
+		r.due.Store(int64(back))
+		w.wakeAt(settleTime)
+	}
+	r.answered.Store(true)
 }
 
 // settleTime is what a runtime gets to ask for more work after an answer that came just in time.
 const settleTime = time.Second
 
-// expectBack ends an instance whose runtime has answered and does not come back for more before the
-// invocation's deadline, as Lambda resets it.
-func (w *Worker) expectBack(r *run) {
-	left := time.Until(r.start.Add(w.version.Config.Timeout))
-	w.overdue = time.AfterFunc(max(left, settleTime), func() { // stopped by onIdle and die
-		if w.cur.Load() == r {
-			w.s.opts.Log.Info("the runtime answered and did not come back; its instance is replaced", "instance", w.id, "function", w.version.Key.String(), "request_id", r.req.ID)
-			w.die(string(logs.StatusTimeout))
-		}
-	})
+// tick looks at the invocation in progress when it is due. One that was not answered has run into the
+// function's timeout; an instance whose runtime has answered and is not back for more is replaced, as Lambda
+// resets it.
+func (w *Worker) tick() {
+	r := w.cur.Load()
+	if r == nil || int64(time.Since(r.start)) < r.due.Load() {
+		return // an older one's time: the newer one has set the clock
+	}
+	if !r.answered.Load() {
+		w.api.Cancel(&r.inv, errTimeout)
+		return
+	}
+	w.s.opts.Log.Info("the runtime answered and did not come back; its instance is replaced", "instance", w.id, "function", w.version.Key.String(), "request_id", r.req.ID)
+	w.die(string(logs.StatusTimeout))
 }
 
 // firstEvent lowers the CPU quota from that of the init phase, and starts the clock of an
@@ -541,27 +667,14 @@ func (w *Worker) tailFor(r *run) {
 	}
 }
 
-// handOut gives the event to the runtime and waits for its answer, its end, or the timeout.
-func (w *Worker) handOut(r *run) *invocation.Outcome {
-	timeout := w.version.Config.Timeout
-	deadline := r.start.Add(timeout)
-	ctx, cancel := context.WithDeadlineCause(context.Background(), deadline, errTimeout)
-	defer cancel()
-	if w.api.WaitIdle(ctx) != nil {
-		return nil // it ended while it was idle: another instance prints START
-	}
-	w.cur.Store(r)
-	w.platform(r, logs.Start(r.req.ID, fmt.Sprint(w.version.Number)))
-	res, err := w.api.Invoke(ctx, &rapi.Invocation{
-		RequestID: r.req.ID, Deadline: deadline, FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
-		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
-	})
+// outcome says what an invocation came to. nil means that the event was not handed out.
+func (w *Worker) outcome(r *run, res *rapi.Result, err error) *invocation.Outcome {
 	switch {
-	case errors.Is(err, errTimeout) && !errors.Is(err, rapi.ErrNotDelivered):
-		r.status, r.errType = logs.StatusTimeout, typeTimeout
-		return timedOut(r.req.ID, timeout)
 	case errors.Is(err, rapi.ErrNotDelivered):
 		return nil
+	case errors.Is(err, errTimeout):
+		r.status, r.errType = logs.StatusTimeout, typeTimeout
+		return timedOut(r.req.ID, w.version.Config.Timeout)
 	case err != nil:
 		return w.crashed(r)
 	case res.TooLarge:
@@ -570,11 +683,11 @@ func (w *Worker) handOut(r *run) *invocation.Outcome {
 		r.status, r.errType = logs.StatusError, typeBadMode
 		return unhandled(typeBadMode, fmt.Sprintf("RequestId: %s Error: Invalid function response mode", r.req.ID))
 	}
-	out := &invocation.Outcome{Payload: res.Body, Free: res.Release}
+	r.out = invocation.Outcome{Payload: res.Body, Free: res.Free()}
 	if res.IsError {
-		out.FunctionError, out.ErrorType = "Unhandled", res.ErrorType
+		r.out.FunctionError, r.out.ErrorType = "Unhandled", res.ErrorType
 	}
-	return out
+	return &r.out
 }
 
 var errTimeout = errors.New("function timeout")
@@ -589,7 +702,7 @@ func (w *Worker) crashed(r *run) *invocation.Outcome {
 
 // onIdle is called when the runtime is back in next after an answer: the invocation phase is over.
 func (w *Worker) onIdle() {
-	w.gate.Lock() // the invoker may still be on its way out of handOut
+	w.gate.Lock() // the answer may still be on its way out of conclude
 	w.finishCurrent()
 	w.gate.Unlock()
 	w.events.Idle()
@@ -597,9 +710,6 @@ func (w *Worker) onIdle() {
 
 // finishCurrent ends the log of the invocation that was answered last. gate is held.
 func (w *Worker) finishCurrent() {
-	if w.overdue != nil {
-		w.overdue.Stop()
-	}
 	if r := w.cur.Load(); r != nil {
 		w.finish(r)
 	}
@@ -639,6 +749,15 @@ func (w *Worker) drain() {
 	}
 }
 
+// Freeze implements pool.Freezer. Its runtime waits in next meanwhile, on a connection that the kernel keeps.
+func (w *Worker) Freeze(ctx context.Context) error { return w.inst.Freeze(ctx) }
+
+// Thaw implements pool.Freezer.
+func (w *Worker) Thaw() error { return w.inst.Thaw() }
+
+// MemoryBytes implements pool.Meter.
+func (w *Worker) MemoryBytes() uint64 { return w.inst.MemoryBytes() }
+
 // Close implements pool.Worker.
 func (w *Worker) Close(reason string) { w.die(reason) }
 
@@ -651,6 +770,9 @@ func (w *Worker) die(reason string) {
 			w.inst.Kill()
 			w.gate.Lock()     // an invocation in progress sees the exit and ends first
 			w.finishCurrent() // and one that was answered gets its END here, if the runtime did not come back
+			if w.clock != nil {
+				w.clock.Stop()
+			}
 			w.gate.Unlock()
 			w.destroy()
 			w.events.Gone()

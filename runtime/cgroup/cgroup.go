@@ -61,11 +61,14 @@ type Group interface {
 	OpenPeak() (*os.File, error)
 	// OOMKills returns how many processes the kernel has killed in this cgroup for want of memory.
 	OOMKills() (uint64, error)
-	// Freeze stops all processes. It returns when the kernel says that they are stopped, at the latest
-	// after a second.
-	Freeze() error
+	// Freeze stops all processes. It returns when the kernel says that they are stopped. When ctx ends
+	// before, or a second has passed, it lets them go on and says so.
+	Freeze(ctx context.Context) error
 	// Thaw lets them go on. Thawing what is not frozen does nothing.
 	Thaw() error
+	// Doomed reports whether a process of a frozen cgroup was sent a SIGKILL that it has not died of yet. Only
+	// v1 keeps such processes: on v2 SIGKILL ends frozen ones at once.
+	Doomed() (bool, error)
 	// Pids returns the processes in the cgroup and below, seen from the caller's PID namespace.
 	Pids() ([]int, error)
 	// Kill sends SIGKILL to all processes, frozen ones too, until none is left or ctx ends.
@@ -388,17 +391,24 @@ func quota(cores float64) time.Duration {
 	return max(time.Duration(cores*float64(Period)), minQuota)
 }
 
-func waitState(want func() (bool, error)) error {
-	deadline := time.Now().Add(time.Second)
+// freezeTimeout is how long the kernel may take to stop all processes.
+const freezeTimeout = time.Second
+
+// waitState polls until want is true.
+func waitState(ctx context.Context, want func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, freezeTimeout,
+		fmt.Errorf("the kernel has not stopped all processes within %s: %w", freezeTimeout, errdefs.ErrUnavailable))
+	defer cancel()
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		ok, err := want()
 		if ok || err != nil {
 			return err
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the kernel has not stopped all processes within 1 s: %w", errdefs.ErrUnavailable)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
 		}
-		time.Sleep(wait)
 	}
 }
 

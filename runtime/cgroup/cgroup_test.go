@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"lfx.dev/lfxd/internal/tmpdir"
 )
 
 func TestParseMountinfo(t *testing.T) {
@@ -175,7 +178,7 @@ func TestRealSteering(t *testing.T) {
 	if n, err := g.OOMKills(); n != 0 || err != nil {
 		t.Errorf("OOM kills = %d, %v", n, err)
 	}
-	if err := g.Freeze(); err != nil {
+	if err := g.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if pids, err := g.Pids(); err != nil || !cmp.Equal(pids, []int{cmd.Process.Pid}) {
@@ -198,7 +201,7 @@ func TestUnifiedFreezeAndKill(t *testing.T) {
 		t.Skip("needs a mounted cgroup2 hierarchy")
 	}
 	g := &v2{dir: filepath.Join(r.v2, fmt.Sprintf("/lfxtest-cgroup%d", os.Getpid()), t.Name())}
-	if err := g.Freeze(); err != nil {
+	if err := g.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
@@ -209,4 +212,111 @@ func TestUnifiedFreezeAndKill(t *testing.T) {
 		t.Error(err)
 	}
 	<-done
+}
+
+func TestFreezeThatIsCalledOffLeavesProcessesRunning(t *testing.T) {
+	_, g, cmd := realGroup(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	// It may be done before it looks at ctx: then it is frozen and says so.
+	err := g.Freeze(ctx)
+	if err == nil {
+		err = g.Thaw()
+	} else if !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v, want the cancellation", err)
+	} else {
+		err = nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doomed, err := g.Doomed(); doomed || err != nil {
+		t.Errorf("doomed = %v, %v", doomed, err)
+	}
+	_ = cmd.Process.Kill()
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }() // ends with the process
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("the process does not die: it is still frozen")
+		_ = g.Thaw()
+		<-done
+	}
+}
+
+func TestKilledWhileFrozenIsDoomed(t *testing.T) {
+	_, g, cmd := realGroup(t)
+	if _, ok := g.(*v1); !ok {
+		t.Skip("needs cgroup v1: on v2 SIGKILL ends frozen processes at once")
+	}
+	if err := g.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if doomed, err := g.Doomed(); doomed || err != nil {
+		t.Errorf("before the signal: doomed = %v, %v", doomed, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if doomed, err := g.Doomed(); !doomed || err != nil {
+		t.Errorf("after the signal: doomed = %v, %v", doomed, err)
+	}
+	if err := g.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if doomed, err := g.Doomed(); doomed || err != nil {
+		t.Errorf("after the end: doomed = %v, %v", doomed, err)
+	}
+}
+
+func TestKillPending(t *testing.T) {
+	for _, c := range []struct {
+		status string
+		want   bool
+	}{
+		{"", false},
+		{"Name:\tsleep\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n", false},
+		{"SigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n", true},
+		{"SigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n", true},
+		{"SigPnd:\t0000000000004000\nSigCgt:\t0000000000000100\n", false},
+		{"SigPnd:\tnonsense\n", false},
+	} {
+		if got := killPending(c.status); got != c.want {
+			t.Errorf("killPending(%q) = %v, want %v", c.status, got, c.want)
+		}
+	}
+}
+
+func TestMemoryAllowed(t *testing.T) {
+	dir := tmpdir.New(t)
+	put := func(path, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("v2/a.slice/memory.max", "max\n")
+	put("v2/a.slice/b.slice/memory.max", "4096\n")
+	put("v2/c/memory.max", "100\n")
+	put("v2/c/d/memory.max", "4096\n")
+	put("v1/lfx/memory.limit_in_bytes", "9223372036854771712\n")
+	put("v1/lfx/fn/memory.limit_in_bytes", "8192\n")
+	for _, c := range []struct {
+		version int
+		path    string
+		want    uint64
+	}{
+		{2, "/a.slice/b.slice", 4096}, {2, "/a.slice", 0}, {2, "/c/d", 100}, {2, "/c/d/not/made/yet", 100}, {2, "/", 0},
+		{1, "/lfx/fn", 8192}, {1, "/lfx", 0},
+	} {
+		r := &Root{v2: filepath.Join(dir, "v2"), v1: map[string]string{"memory": filepath.Join(dir, "v1")}, use: c.version}
+		if got, err := r.MemoryAllowed(c.path); got != c.want || err != nil {
+			t.Errorf("v%d %s: %d, %v, want %d", c.version, c.path, got, err, c.want)
+		}
+	}
 }

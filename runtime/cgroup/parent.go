@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
 )
 
 // LimitParent makes the cgroup parent and bounds what all cgroups below it may use together: memory in
@@ -76,4 +78,39 @@ func (r *Root) limitParent2(parent string, memory, pids int64) error {
 		err = errors.Join(err, write(dir, "memory.swap.max", "0"))
 	}
 	return err
+}
+
+// MemoryAllowed returns the smallest memory limit in bytes of the cgroup at path and of those above it, zero when
+// none of them has one. A cgroup that does not exist has none.
+func (r *Root) MemoryAllowed(path string) (uint64, error) {
+	mount, file := r.v2, "memory.max"
+	if r.use == 1 {
+		mount, file = r.v1["memory"], "memory.limit_in_bytes"
+	}
+	var least uint64
+	for p := filepath.Clean("/" + path); ; p = filepath.Dir(p) {
+		n, err := readUint(filepath.Join(mount, p), file)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return 0, fmt.Errorf("read the memory limit of the cgroup %s: %w", p, err)
+		}
+		if n > 0 && (least == 0 || n < least) {
+			least = n
+		}
+		if p == "/" {
+			return least, nil
+		}
+	}
+}
+
+// PressureFile returns the file that tells how long processes of the cgroup at path stalled for want of
+// memory (Documentation/accounting/psi.rst), empty where the kernel has none: with v1, or without PSI.
+func (r *Root) PressureFile(path string) string {
+	if r.use != 2 {
+		return ""
+	}
+	file := filepath.Join(r.v2, path, "memory.pressure")
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,19 +78,49 @@ func (g *v1) OOMKills() (uint64, error) {
 	return f["oom_kill"], err
 }
 
-func (g *v1) Freeze() error {
+func (g *v1) Freeze(ctx context.Context) error {
 	dir := g.dirs["freezer"]
 	// A fork during freezing can leave the state at FREEZING; the kernel's advice is to write FROZEN again.
-	return waitState(func() (bool, error) {
+	err := waitState(ctx, func() (bool, error) {
 		if err := write(dir, "freezer.state", "FROZEN"); err != nil {
 			return false, err
 		}
 		s, err := read(dir, "freezer.state")
 		return s == "FROZEN", err
 	})
+	if err != nil {
+		return errors.Join(err, g.Thaw())
+	}
+	return nil
 }
 
 func (g *v1) Thaw() error { return write(g.dirs["freezer"], "freezer.state", "THAWED") }
+
+func (g *v1) Doomed() (bool, error) {
+	pids, err := g.Pids()
+	for _, p := range pids {
+		status, serr := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
+		if serr == nil && killPending(string(status)) {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// killPending reads from the text of /proc/PID/status whether a SIGKILL waits to be delivered.
+func killPending(status string) bool {
+	for line := range strings.Lines(status) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && mask&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 func (g *v1) Pids() ([]int, error) { return pidsBelow(g.dirs["freezer"]) }
 

@@ -78,15 +78,21 @@ func (g *v2) OOMKills() (uint64, error) {
 	return f["oom_kill"], err
 }
 
-func (g *v2) Freeze() error {
+func (g *v2) Freeze(ctx context.Context) error {
 	if err := write(g.dir, "cgroup.freeze", "1"); err != nil {
 		return err
 	}
-	return waitState(func() (bool, error) {
+	err := waitState(ctx, func() (bool, error) {
 		f, err := readFields(g.dir, "cgroup.events")
 		return f["frozen"] == 1, err
 	})
+	if err != nil {
+		return errors.Join(err, g.Thaw())
+	}
+	return nil
 }
+
+func (g *v2) Doomed() (bool, error) { return false, nil }
 
 func (g *v2) Thaw() error { return write(g.dir, "cgroup.freeze", "0") }
 

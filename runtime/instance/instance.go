@@ -65,6 +65,10 @@ type Instance struct {
 
 	destroying sync.Mutex // held by Destroy as a whole
 
+	life    context.Context    // ends when the instance is being killed: nothing is frozen from then on
+	doom    context.CancelFunc // ends life
+	freezer sync.Mutex         // held while the freezer is written
+
 	mu    sync.Mutex // guards what follows
 	state State
 	exit  Exit
@@ -75,7 +79,9 @@ type Instance struct {
 }
 
 func newInstance(m *Manager, id string) *Instance {
+	life, doom := context.WithCancel(context.Background())
 	return &Instance{
+		life: life, doom: doom,
 		m: m, id: id, state: Creating, group: m.group(id),
 		dead: make(chan struct{}), controlEnd: make(chan struct{}), exited: make(chan struct{}), released: make(chan struct{}),
 	}
@@ -179,11 +185,48 @@ func (i *Instance) computePeak() uint64 {
 	return i.peak
 }
 
-// Freeze stops all processes of the instance; it returns when they are stopped (some 0.1 to 0.5 ms).
-func (i *Instance) Freeze() error { return i.group.Freeze() }
+// MemoryBytes returns what the instance's cgroup counts now, without page cache; zero when the cgroup is gone. It reads
+// memory.stat: not for every invocation.
+func (i *Instance) MemoryBytes() uint64 {
+	mem, err := i.group.Memory()
+	if err != nil {
+		return 0
+	}
+	return mem.Function(0)
+}
 
-// Thaw lets them go on.
-func (i *Instance) Thaw() error { return i.group.Thaw() }
+// Freeze stops all processes of the instance; it returns when they are stopped (some 0.1 to 0.5 ms). When ctx ends
+// before, when they do not stop within a second, or when the instance is being killed, it returns an error
+// and they run on.
+func (i *Instance) Freeze(ctx context.Context) error {
+	i.freezer.Lock()
+	defer i.freezer.Unlock()
+	if i.life.Err() != nil {
+		return fmt.Errorf("freeze instance %s: it is being removed: %w", i.id, errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(i.life, cancel)()
+	if err := i.group.Freeze(ctx); err != nil {
+		return fmt.Errorf("freeze instance %s: %w", i.id, err)
+	}
+	return nil
+}
+
+// Thaw lets the processes go on. Class errdefs.ErrNotFound means that the instance has ended, or was killed while it was
+// frozen and ends now: it must not get an event.
+func (i *Instance) Thaw() error {
+	i.freezer.Lock()
+	defer i.freezer.Unlock()
+	doomed, err := i.group.Doomed()
+	if err = errors.Join(err, i.group.Thaw()); err != nil {
+		return fmt.Errorf("thaw instance %s: %w", i.id, err)
+	}
+	if doomed {
+		return fmt.Errorf("instance %s was killed while it was frozen: %w", i.id, errdefs.ErrNotFound)
+	}
+	return nil
+}
 
 // Kill ends the whole instance at once, frozen or not: with its PID 1 the kernel kills everything in its PID namespace. It does
 // not wait; see Exited. Killing what has ended does nothing.
@@ -205,6 +248,10 @@ func (i *Instance) Kill() error {
 	if kerr != nil && kerr != unix.ESRCH {
 		return fmt.Errorf("kill instance %s: %w", i.id, kerr)
 	}
+	// v1 delivers the signal to frozen processes when they are thawed. A freeze under way ends first.
+	i.doom()
+	i.freezer.Lock()
+	defer i.freezer.Unlock()
 	if err := i.group.Thaw(); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill instance %s: %w", i.id, err)
 	}

@@ -281,11 +281,11 @@ func TestSteering(t *testing.T) {
 		t.Errorf("quota = %v cores, want 0.07", got)
 	}
 	for range 3 {
-		if err := errors.Join(i.Freeze(), i.Thaw()); err != nil {
+		if err := errors.Join(i.Freeze(t.Context()), i.Thaw()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := i.Freeze(); err != nil {
+	if err := i.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := i.Kill(); err != nil {

@@ -189,6 +189,16 @@ func (m *Manager) group(id string) cgroup.Group {
 	return m.cgroups.Open(m.o.Cgroups.Parent(), m.o.Cgroups.Name(id))
 }
 
+// MemoryBytes returns what all instances together use now, without page cache, and with what their shims use where that is counted
+// with them.
+func (m *Manager) MemoryBytes() (uint64, error) {
+	mem, err := m.cgroups.Open(m.o.Cgroups.Parent(), "").Memory()
+	if errdefs.IsNotFound(err) {
+		return 0, nil // no instance was made yet
+	}
+	return mem.Function(0), err
+}
+
 // reserve makes id known. It fails with class ErrAlreadyExists when id is in use, or ErrUnavailable after Close.
 func (m *Manager) reserve(id string) (*Instance, error) {
 	m.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"lfx.dev/lfxd/internal/http1"
 )
 
 const (
@@ -37,7 +39,7 @@ type body struct {
 
 // start prepares the body that the head announced.
 func (b *body) start(c *conn, h *head) {
-	*b = body{c: c, chunked: h.chunked, left: h.length, done: !h.chunked && h.length == 0}
+	*b = body{c: c, chunked: h.Chunked, left: h.Length, done: !h.Chunked && h.Length == 0}
 }
 
 // length returns the announced length in bytes, -1 when it is not known ahead.
@@ -136,7 +138,7 @@ func chunkSize(line []byte) (size int64, ok bool) {
 		return 0, false
 	}
 	for _, c := range line {
-		v := hexValue(c)
+		v := http1.HexValue(c)
 		if v < 0 {
 			return 0, false
 		}
@@ -157,13 +159,13 @@ func (b *body) readTrailers() error {
 			return nil
 		}
 		left -= len(line) + 2
-		name, value, ok := splitHeader(line)
+		name, value, ok := http1.SplitField(line)
 		switch {
 		case !ok:
 			return errMalformed
-		case fold(name, lowerErrorType) && !b.hasErrorType:
+		case http1.Fold(name, lowerErrorType) && !b.hasErrorType:
 			b.errorType, b.hasErrorType = string(value), true
-		case fold(name, lowerErrorBody) && !hasBody:
+		case http1.Fold(name, lowerErrorBody) && !hasBody:
 			b.errorBody, hasBody = string(value), true
 		}
 	}

@@ -6,12 +6,11 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"lfx.dev/lfxd/internal/http1"
+	"lfx.dev/lfxd/internal/nbwrite"
 )
 
 const (
@@ -54,23 +53,16 @@ type conn struct {
 	// wmu serialises writers: the connection's goroutine and the invoker of a parked next. It is taken
 	// with Server.mu held only for a parked connection, whose goroutine never writes.
 	wmu sync.Mutex
-	// raw is nil when the connection has no descriptor (net.Pipe in tests).
-	raw   syscall.RawConn
-	rawFn func(fd uintptr) bool
-	// iov is what the current attempt writes, sent and werr are its outcome. Guarded by wmu.
-	iov  [2][]byte
-	sent int
-	werr error
+	// out is the buffer for the head of an event. Guarded by wmu.
+	out []byte
+	// nb writes without waiting. Guarded by wmu.
+	nb nbwrite.Writer
 }
 
 // newConn wraps an accepted connection.
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc, buf: make([]byte, readBuffer)}
-	if sc, ok := nc.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			c.raw, c.rawFn = raw, c.attempt
-		}
-	}
+	c.nb.Reset(nc)
 	return c
 }
 
@@ -100,18 +92,17 @@ func (c *conn) shrink() {
 func (c *conn) readHead(h *head) error {
 	for searched := 0; ; {
 		b := c.buf[c.r:c.w]
-		if i := bytes.Index(b[searched:], []byte("\r\n\r\n")); i >= 0 {
-			end := searched + i + 4
+		if end := http1.End(b, searched); end >= 0 {
 			if !parseHead(b[:end], h) {
 				return errFallback
 			}
 			c.r += end
 			return c.clearDeadline()
 		}
-		if len(b) >= maxHead || bareLF(b) {
+		if len(b) >= maxHead || http1.BareLF(b) {
 			return errFallback
 		}
-		searched = max(len(b)-3, 0)
+		searched = len(b)
 		if len(b) > 0 && !c.deadline {
 			if err := c.setDeadline(headTimeout); err != nil {
 				return err
@@ -119,19 +110,6 @@ func (c *conn) readHead(h *head) error {
 		}
 		if err := c.fill(); err != nil {
 			return err
-		}
-	}
-}
-
-// bareLF reports a line end that is no CRLF: net/http decides what to make of it.
-func bareLF(b []byte) bool {
-	for i := 0; ; i++ {
-		j := bytes.IndexByte(b[i:], '\n')
-		if j < 0 {
-			return false
-		}
-		if i += j; i == 0 || b[i-1] != '\r' {
-			return true
 		}
 	}
 }
@@ -214,7 +192,7 @@ func (c *conn) handle(h *head) error {
 		rep := simple(h.route, h.extensionID)
 		err = c.refuse(rep)
 	}
-	if err == nil && h.close {
+	if err == nil && h.Close {
 		return io.EOF
 	}
 	return err
@@ -235,8 +213,6 @@ func (c *conn) post(h *head) error {
 	if err := c.clearDeadline(); err != nil {
 		return err
 	}
-	// The invoker is next on this processor: its client's answer leaves before our 202, 10 µs earlier.
-	runtime.Gosched()
 	return c.write(rep.wire)
 }
 
@@ -330,7 +306,7 @@ func (c *conn) hold() error {
 func (c *conn) write(b []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	n, err := c.tryWrite(b, nil)
+	n, err := c.nb.Try(b, nil)
 	if err != nil || n == len(b) {
 		return err
 	}
@@ -341,37 +317,4 @@ func (c *conn) write(b []byte) error {
 		return err
 	}
 	return c.nc.SetWriteDeadline(time.Time{})
-}
-
-// tryWrite writes as much as the socket takes at once: one system call, no wait. wmu is held.
-func (c *conn) tryWrite(head, payload []byte) (int, error) {
-	if c.raw == nil {
-		return 0, nil
-	}
-	c.iov[0], c.iov[1] = head, payload
-	err := c.raw.Write(c.rawFn)
-	c.iov[0], c.iov[1] = nil, nil
-	if err == nil {
-		err = c.werr
-	}
-	return c.sent, err
-}
-
-// attempt is one write or writev; it always returns true, because it never waits.
-func (c *conn) attempt(fd uintptr) bool {
-	for {
-		if len(c.iov[1]) == 0 {
-			c.sent, c.werr = unix.Write(int(fd), c.iov[0])
-		} else {
-			c.sent, c.werr = unix.Writev(int(fd), c.iov[:])
-		}
-		switch c.werr {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			c.werr = nil
-		}
-		c.sent = max(c.sent, 0)
-		return true
-	}
 }

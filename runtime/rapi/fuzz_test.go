@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"lfx.dev/lfxd/internal/http1"
 )
 
 // FuzzHead holds the codec against net/http: a head that the codec accepts must mean the same there.
@@ -41,12 +43,12 @@ func FuzzHead(f *testing.F) {
 		if rt != h.route || id != h.id || rt == routeOther {
 			t.Errorf("route %d %q, net/http %d %q", h.route, h.id, rt, id)
 		}
-		length := h.length
-		if h.chunked {
+		length := h.Length
+		if h.Chunked {
 			length = -1
 		}
-		if r.ContentLength != length || r.Close != h.close {
-			t.Errorf("length %d close %v, net/http %d %v", length, h.close, r.ContentLength, r.Close)
+		if r.ContentLength != length || r.Close != h.Close {
+			t.Errorf("length %d close %v, net/http %d %v", length, h.Close, r.ContentLength, r.Close)
 		}
 		for name, got := range map[string]string{"Content-Type": h.contentType, headerErrorType: h.errorType, headerResponseMode: h.mode, headerExtensionID: h.extensionID} {
 			if want := r.Header.Get(name); got != want {
@@ -102,7 +104,7 @@ func FuzzChunked(f *testing.F) {
 	})
 }
 
-var head2 = head{chunked: true}
+var head2 = head{Head: http1.Head{Chunked: true}}
 
 func FuzzErrorType(f *testing.F) {
 	for _, s := range []string{"", "unhandled", "Runtime.Foo", "Runtime.foo", "Function.", "Function.X", "Function.Xy.Z", "Runtime.Übel"} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -23,13 +24,13 @@ var ErrClosed = fmt.Errorf("the instance's Runtime API is closed: %w", errdefs.E
 // long a broken answer waits for the news that the process died.
 const failGrace = 250 * time.Millisecond
 
-// Invocation is one event for the runtime. The caller owns it and must not change it until Invoke
-// returns; nothing of it is kept afterwards but RequestID and Value.
+// Invocation is one event for the runtime. The caller owns it and must not change it, nor use it for a
+// second event, until its end was reported; nothing of it is kept afterwards but RequestID and Value.
 type Invocation struct {
 	// RequestID is a UUID and unique among the instance's invocations.
 	RequestID string
-	// Deadline is wall-clock time, sent to the runtime as epoch milliseconds. Invoke does not enforce
-	// it: its context does.
+	// Deadline is wall-clock time, sent to the runtime as epoch milliseconds. Nothing here enforces
+	// it: the caller does, with the context of Invoke or with Cancel.
 	Deadline time.Time
 	// FunctionARN, TraceID, ClientContext (decoded JSON), CognitoIdentity (JSON) and TenantID are
 	// sent as headers when not empty; control characters in them become spaces.
@@ -40,6 +41,16 @@ type Invocation struct {
 	Payload []byte
 	// Value is opaque; Current returns it while the runtime works on this invocation.
 	Value any
+
+	flight flight
+}
+
+// Completion is told how an invocation that Start began has ended.
+type Completion interface {
+	// Answered is called exactly once, with one of the two. It runs on the goroutine that learnt of the
+	// end, with no lock held: the one that reads the runtime's connection, before the runtime
+	// gets its 202, or the caller of Cancel, Fail or Close. It must not block.
+	Answered(res *Result, err error)
 }
 
 // event returns the bytes that the runtime gets.
@@ -79,6 +90,8 @@ type Result struct {
 	Streamed bool
 	// Delivered is when the event was handed out, Answered when the answer was complete.
 	Delivered, Answered time.Time
+
+	release func()
 }
 
 // maxPooledBody is the largest body buffer that Release keeps, in bytes.
@@ -86,7 +99,16 @@ const maxPooledBody = 256 << 10
 
 var results = sync.Pool{New: func() any { return new(Result) }}
 
-func newResult() *Result { return results.Get().(*Result) }
+func newResult() *Result {
+	r := results.Get().(*Result)
+	if r.release == nil {
+		r.release = r.Release
+	}
+	return r
+}
+
+// Free is Release as a function, which costs no allocation.
+func (r *Result) Free() func() { return r.release }
 
 // Release gives the result and its Body back. Neither may be used afterwards. Not calling it costs only
 // the reuse.
@@ -95,63 +117,93 @@ func (r *Result) Release() {
 	if cap(body) > maxPooledBody {
 		body = nil
 	}
-	*r = Result{Body: body}
+	*r = Result{Body: body, release: r.release}
 	results.Put(r)
 }
 
-// Invoke hands the event to the runtime's parked next, or to the next one that arrives, and returns when
-// the runtime has posted its response or error; it does not wait for the runtime to ask for more (see
-// WaitIdle). One invocation at a time: a second one is refused with errdefs.ErrFailedPrecondition.
+// Start hands the event to the runtime's parked next, or leaves it to the one that comes, and returns. done
+// learns when the runtime has posted its response or error, which may be before Start returns. One
+// invocation at a time: a second one is refused with errdefs.ErrFailedPrecondition. With an error nothing
+// was begun, it wraps ErrNotDelivered when the instance has ended, and done is not called.
 //
-// When ctx ends first, Invoke returns its cause. If the event was handed out by then, the runtime is
-// abandoned: a late answer is refused with 400, and no event will be handed out again. Otherwise the
-// error wraps ErrNotDelivered and the server is as before.
-//
-// After Fail the error is the one given to Fail, after init/error a *RuntimeError; both wrap
-// ErrNotDelivered when that is so.
-func (s *Server) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
+// An event that does not fit into the socket's buffer is written as the runtime reads it.
+func (s *Server) Start(inv *Invocation, done Completion) error {
 	s.mu.Lock()
 	if err := s.admitLocked(); err != nil {
 		s.mu.Unlock()
-		return nil, err
+		return err
 	}
-	f := flights.Get().(*flight)
-	defer f.release()
-	f.inv = inv
-	s.flight = f
+	inv.flight = flight{inv: inv, done: done}
+	s.flight = &inv.flight
 	w := s.parked
 	if w == (waiter{}) {
 		s.mu.Unlock()
-		return s.await(ctx, f)
+		return nil
 	}
 	s.handOutLocked()
 	if w.http != nil {
 		w.http <- s.cloneEventLocked()
 		s.mu.Unlock()
-		return s.await(ctx, f)
+		return nil
 	}
 	w.conn.wmu.Lock() // free: a parked connection's goroutine does not write
 	kick := w.conn.pipelined
 	s.mu.Unlock()
-	f.deliver(ctx, w.conn, kick)
-	return s.await(ctx, f)
+	s.deliver(inv, w.conn, kick)
+	return nil
 }
 
-// flight is one running Invoke. Server.flight points to it from admission until its outcome is known.
+// Invoke is Start and the wait for its end. It returns when the runtime has posted its response or error;
+// it does not wait for the runtime to ask for more (see WaitIdle).
+//
+// When ctx ends first, Invoke returns its cause, as Cancel says.
+//
+// After Fail the error is the one given to Fail, after init/error a *RuntimeError; both wrap
+// ErrNotDelivered when that is so.
+func (s *Server) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
+	a := awaits.Get().(*await)
+	defer awaits.Put(a)
+	stop := context.AfterFunc(ctx, func() { s.Cancel(inv, context.Cause(ctx)) })
+	if err := s.Start(inv, a); err != nil {
+		stop()
+		return nil, err
+	}
+	if ctx.Err() != nil { // AfterFunc may have come before Start
+		s.Cancel(inv, context.Cause(ctx))
+	}
+	e := <-a.end
+	stop()
+	return e.res, e.err
+}
+
+// await is the Completion of an Invoke.
+type await struct {
+	end chan ending // capacity 1
+}
+
+// ending is what a Completion is told.
+type ending struct {
+	res *Result
+	err error
+}
+
+var awaits = sync.Pool{New: func() any { return &await{make(chan ending, 1)} }}
+
+// Answered implements Completion.
+func (a *await) Answered(res *Result, err error) {
+	a.end <- ending{res, err}
+	// The invoker is next on this processor: its client's answer leaves before our 202, 10 µs earlier.
+	runtime.Gosched()
+}
+
+// flight is a begun invocation. Server.flight points to it from admission until its outcome is known; who
+// clears that calls done.
 type flight struct {
-	inv *Invocation
-	// answer carries the one answer; capacity 1. It is sent with Server.mu held and flight current.
-	answer chan *Result
-	// buf is the buffer for the head of the event.
-	buf []byte
-}
-
-var flights = sync.Pool{New: func() any { return &flight{answer: make(chan *Result, 1)} }}
-
-// release gives the flight back; Server.flight does not point to it any more and answer is empty.
-func (f *flight) release() {
-	f.inv = nil
-	flights.Put(f)
+	inv  *Invocation
+	done Completion
+	// writing is the connection that the event is being written to, while that takes long. Guarded by
+	// Server.mu.
+	writing *conn
 }
 
 // admitLocked says why no invocation can begin, or nil.
@@ -190,17 +242,18 @@ func (s *Server) cloneEventLocked() *Invocation {
 const joinLimit = 4 << 10
 
 // deliver writes the event to a parked connection, whose wmu is held, and releases it. When the write
-// fails the connection is closed and the event stays current: the next that follows gets it.
-func (f *flight) deliver(ctx context.Context, c *conn, kick bool) {
+// fails the connection is closed and the event stays current: the next that follows gets it. The
+// invocation may end meanwhile: a runtime can answer before it has read the event.
+func (s *Server) deliver(inv *Invocation, c *conn, kick bool) {
 	defer c.wmu.Unlock()
-	head, payload := appendEvent(f.buf[:0], f.inv), f.inv.event()
+	head, payload := appendEvent(c.out[:0], inv), inv.event()
 	if len(payload) <= joinLimit {
 		head, payload = append(head, payload...), nil
 	}
-	f.buf = head
-	n, err := c.tryWrite(head, payload)
+	c.out = keep(head)
+	n, err := c.nb.Try(head, payload)
 	if err == nil && n < len(head)+len(payload) {
-		err = c.writeRest(ctx, head, payload, n)
+		err = s.writeRest(inv, c, head, payload, n)
 	}
 	if err == nil && kick {
 		err = c.nc.SetReadDeadline(longAgo)
@@ -210,8 +263,19 @@ func (f *flight) deliver(ctx context.Context, c *conn, kick bool) {
 	}
 }
 
-// writeRest writes what the first attempt left over after n bytes, until ctx ends. wmu is held.
-func (c *conn) writeRest(ctx context.Context, head, payload []byte, n int) error {
+// keepOut is the largest buffer for event heads that a connection keeps, in bytes.
+const keepOut = joinLimit + 4<<10
+
+// keep returns b to be used again, or nil when it has grown too large to be kept.
+func keep(b []byte) []byte {
+	if cap(b) > keepOut {
+		return nil
+	}
+	return b
+}
+
+// writeRest writes what the first attempt left over after n bytes, until the invocation ends. wmu is held.
+func (s *Server) writeRest(inv *Invocation, c *conn, head, payload []byte, n int) error {
 	bufs := make(net.Buffers, 0, 2)
 	if n < len(head) {
 		bufs = append(bufs, head[n:])
@@ -219,114 +283,102 @@ func (c *conn) writeRest(ctx context.Context, head, payload []byte, n int) error
 	if rest := payload[max(n-len(head), 0):]; len(rest) > 0 {
 		bufs = append(bufs, rest)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetWriteDeadline(longAgo) })
+	s.mu.Lock()
+	if s.flight != &inv.flight {
+		s.mu.Unlock()
+		return errEnded
+	}
+	inv.flight.writing = c
+	s.mu.Unlock()
 	_, err := bufs.WriteTo(c.nc)
-	if !stop() && err == nil {
-		err = context.Cause(ctx) // the deadline may be set by now
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inv.flight.writing = nil
+	if s.flight != &inv.flight && err == nil {
+		err = errEnded // the deadline may be set by now
 	}
 	return err
 }
 
-// await waits for the end of the invocation that Invoke began.
-func (s *Server) await(ctx context.Context, f *flight) (*Result, error) {
-	select {
-	case r := <-f.answer:
-		return s.conclude(r)
-	case <-s.broken:
-		return s.awaitBroken(ctx, f)
-	case <-ctx.Done():
-		return s.giveUp(f, context.Cause(ctx))
-	}
-}
+// errEnded says that nobody wants the event any more: its connection is closed.
+var errEnded = errors.New("the invocation has ended")
 
-// awaitBroken ends the invocation after Fail, Close or init/error. A report that is just being read
-// wins if it is complete: the process wrote it before it died.
-func (s *Server) awaitBroken(ctx context.Context, f *flight) (*Result, error) {
-	s.mu.Lock()
-	reading := s.reader != nil && s.flight == f
-	if reading {
-		s.reader.expire(failGrace)
-	}
-	s.mu.Unlock()
-	if !reading {
-		return s.giveUp(f, s.brokenCause())
-	}
-	select {
-	case r := <-f.answer:
-		return s.conclude(r)
-	case <-s.initErrored:
-		return s.giveUp(f, s.brokenCause())
-	case <-ctx.Done():
-		return s.giveUp(f, context.Cause(ctx))
-	}
-}
-
-// brokenCause is why no answer can come; init/error comes before the exit that follows it.
-func (s *Server) brokenCause() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.initError != nil {
-		return s.initError
-	}
-	return s.failure
-}
-
-// conclude takes an answer. A truncated one of a process that died is no answer.
-func (s *Server) conclude(r *Result) (*Result, error) {
-	if !r.Truncated {
-		return r, nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.failure != nil {
-		r.Release()
-		return nil, s.failure
-	}
-	return r, nil
-}
-
-// giveUp ends the invocation without an answer, unless one came in just now.
-func (s *Server) giveUp(f *flight, cause error) (*Result, error) {
-	s.mu.Lock()
-	if s.flight != f {
-		s.mu.Unlock()
-		return s.conclude(<-f.answer)
-	}
-	defer s.mu.Unlock()
+// endLocked takes the flight out of the server. The caller reports the end after it has released mu.
+func (s *Server) endLocked() *flight {
+	f := s.flight
 	s.flight = nil
+	if f.writing != nil {
+		_ = f.writing.nc.SetWriteDeadline(longAgo)
+	}
+	return f
+}
+
+// Cancel ends an invocation without an answer, unless it has ended or its answer comes in just now. If the
+// event was handed out, the runtime is abandoned: a late answer is refused with 400, and no event will be
+// handed out again. Otherwise the error wraps ErrNotDelivered and the server is as before.
+func (s *Server) Cancel(inv *Invocation, cause error) {
+	s.mu.Lock()
+	if s.flight == nil || s.flight != &inv.flight {
+		s.mu.Unlock()
+		return
+	}
+	f, err := s.giveUpLocked(cause)
+	s.mu.Unlock()
+	f.done.Answered(nil, err)
+}
+
+// giveUpLocked ends the current invocation without an answer; the caller reports it.
+func (s *Server) giveUpLocked(cause error) (*flight, error) {
+	f := s.endLocked()
 	if !s.state.may(stateAbandoned) {
-		return nil, fmt.Errorf("%w: %w", ErrNotDelivered, cause)
+		return f, fmt.Errorf("%w: %w", ErrNotDelivered, cause)
 	}
 	s.state = stateAbandoned
 	s.requestID, s.value = "", nil
 	if s.reader != nil {
 		s.reader.expire(0)
 	}
-	return nil, cause
+	return f, cause
 }
 
-// Fail says that the instance's process has exited. A running Invoke returns err, unless a complete
-// answer was posted before; every later one returns err at once. Only the first call counts. It
-// does not block.
+// Fail says that the instance's process has exited. A running invocation ends with err, unless a complete
+// answer was posted before; every later one is refused with err at once. Only the first call counts.
+// It does not block.
 func (s *Server) Fail(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failLocked(err)
-}
-
-func (s *Server) failLocked(err error) {
-	if s.failure != nil {
-		return
+	if s.failure == nil {
+		s.failure = err
 	}
-	s.failure = err
-	s.breakLocked()
+	f, err := s.breakLocked()
+	s.mu.Unlock()
+	if f != nil {
+		f.done.Answered(nil, err)
+	}
 }
 
-// breakLocked tells a waiting Invoke that no answer can come any more.
-func (s *Server) breakLocked() {
+// breakLocked says that no answer can come any more: after Fail, Close or init/error. It returns the
+// invocation that ends so, for the caller to report, or nil. A report that is just being read wins if it is
+// complete: the process wrote it before it died; finish tells.
+func (s *Server) breakLocked() (*flight, error) {
 	select {
 	case <-s.broken:
 	default:
 		close(s.broken)
 	}
+	switch {
+	case s.flight == nil:
+		return nil, nil
+	case s.reader != nil:
+		s.reader.expire(failGrace)
+		return nil, nil
+	}
+	return s.giveUpLocked(s.brokenCauseLocked())
+}
+
+// brokenCauseLocked is why no answer can come; init/error comes before the exit that follows it.
+func (s *Server) brokenCauseLocked() error {
+	if s.initError != nil {
+		return s.initError
+	}
+	return s.failure
 }

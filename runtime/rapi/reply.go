@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+
+	"lfx.dev/lfxd/internal/http1"
 )
 
 // reply is a small answer to the runtime. The wire form is made once; an answer that is not
@@ -91,7 +93,7 @@ func isUUID(s string) bool {
 				return false
 			}
 		default:
-			if hexValue(c) < 0 {
+			if http1.HexValue(c) < 0 {
 				return false
 			}
 		}

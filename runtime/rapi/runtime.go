@@ -84,7 +84,7 @@ func (s *Server) parkLocked(w waiter) {
 func (c *conn) replace(kick bool) {
 	defer c.wmu.Unlock()
 	rep := transitionReply(stateReady, stateReady).wire
-	n, err := c.tryWrite(rep, nil)
+	n, err := c.nb.Try(rep, nil)
 	if err == nil && n == len(rep) {
 		if kick {
 			_ = c.nc.SetReadDeadline(longAgo)
@@ -212,13 +212,13 @@ func (s *Server) begin(to state, id string, src source) *reply {
 	return nil
 }
 
-// finish hands the result to the invoker and says what the runtime gets; a result that comes too late
-// is an answer for an unknown request.
+// finish reports the result and says what the runtime gets; a result that comes too late is an answer
+// for an unknown request. A truncated answer of a process that died is none.
 func (s *Server) finish(res *Result, rep *reply) (*reply, bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.reader = nil
 	if s.state == stateAbandoned {
+		s.mu.Unlock()
 		res.Release()
 		return replyInvalidID, false
 	}
@@ -228,8 +228,17 @@ func (s *Server) finish(res *Result, rep *reply) (*reply, bool) {
 		s.state = stateResponseSent
 	}
 	res.Delivered, res.Answered = s.delivered, time.Now()
-	s.flight.answer <- res
-	s.flight = nil
+	var err error
+	if res.Truncated {
+		err = s.failure
+	}
+	f := s.endLocked()
+	s.mu.Unlock()
+	if err != nil {
+		res.Release()
+		res = nil
+	}
+	f.done.Answered(res, err)
 	return rep, rep == replyAccepted
 }
 
@@ -303,9 +312,12 @@ func (s *Server) publishInitError(e *RuntimeError) {
 	s.mu.Lock()
 	s.reader = nil
 	s.initError = e
-	s.breakLocked()
+	f, err := s.breakLocked()
 	s.mu.Unlock()
 	close(s.initErrored)
+	if f != nil {
+		f.done.Answered(nil, err)
+	}
 	if s.opts.OnInitError != nil {
 		s.opts.OnInitError(e)
 	}

@@ -81,7 +81,7 @@ type Server struct {
 	// stuck says that an invalid response mode left the runtime in InvocationResponse for good.
 	stuck  bool
 	parked waiter
-	// flight is the running Invoke whose outcome is open; its event is pending until state is Running.
+	// flight is the invocation whose outcome is open; its event is pending until state is Running.
 	flight *flight
 	// requestID and value belong to the invocation that was handed out last; cleared by the next next.
 	requestID string
@@ -224,12 +224,12 @@ func (s *Server) Close() error {
 	err := s.opts.Listener.Close()
 	s.mu.Lock()
 	s.closed = true
-	s.failLocked(ErrClosed)
 	for nc := range s.conns {
 		_ = nc.Close()
 	}
 	http := s.http
 	s.mu.Unlock()
+	s.Fail(ErrClosed)
 	if http != nil {
 		_ = http.srv.Close()
 	}
@@ -298,7 +298,9 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 		select {
 		case <-idle:
 		case <-s.broken:
-			return s.brokenCause()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.brokenCauseLocked()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -1,0 +1,453 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"lfx.dev/lfxd/daemon/gateway"
+	"lfx.dev/lfxd/internal/http1"
+	"lfx.dev/lfxd/internal/nbwrite"
+)
+
+// connBuffer is the size in bytes of an idle connection's buffer: an ordinary request with its event,
+// and room to read on while that is being answered.
+const connBuffer = 4 << 10
+
+var (
+	// errFallback says that net/http has to go on with this connection.
+	errFallback = errors.New("not for the codec")
+	// errDone says that the connection is to be closed.
+	errDone = errors.New("the connection has ended")
+	// longAgo is a deadline that has passed.
+	longAgo = time.Unix(1, 0)
+)
+
+// conn is one client's connection, while it carries nothing but plain Invoke requests.
+//
+// Its goroutine (serve) reads requests and hands each to the gateway, which also writes the event to the
+// instance on it. Then it goes on reading: it learns so that the client has gone, and the next request
+// wakes it with no hop in between. The answer is written by whoever has it, mostly the goroutine that
+// reads it from the instance's Runtime API: as much as the socket takes at once. What that leaves, and the
+// end of the connection, are the connection's goroutine's, which is woken by a read deadline in the past.
+//
+// No timer is set for a request: the read deadline stands at the time when the connection would be idle for too
+// long if nothing came, and is looked at again when it passes.
+type conn struct {
+	l  *Served
+	nc net.Conn
+
+	// buf[r:w] is what was read and not yet consumed. While a request is being answered its event may lie
+	// before r, and what is read meanwhile only goes behind w. These are the goroutine's own.
+	buf  []byte
+	r, w int
+	head head
+	call gateway.Call
+	// left is what was not yet read of the current request's body, in bytes.
+	left int64
+	// path and host are those of the last request that was taken, so that the same need not be copied nor
+	// checked again.
+	path, host string
+	// begun is when the first byte of an incomplete head was seen; armed says that a read deadline is set.
+	begun time.Time
+	armed bool
+
+	// turn wakes the goroutine where it waits for the end of the request without reading; capacity 1.
+	turn chan struct{}
+
+	// mu guards what follows, and writing. It is held across one attempt to write, never across a wait.
+	mu   sync.Mutex
+	busy bool // the gateway has a request of this connection
+	// answered is when the newest answer was written, and before the first when the connection came.
+	answered time.Time
+	fresh    bool // nothing was asked yet
+	end      bool // close after the answer
+	dead     bool // close now
+	gone     bool // the client sends no more
+	waiting  bool // the goroutine waits for turn
+	kicked   bool // somebody else set the read deadline
+	rest     *rest
+	cancel   context.CancelFunc // of a request that waits for an instance
+	out      []byte             // for heads of answers
+	nb       nbwrite.Writer
+}
+
+// rest is what is left to be written of an answer.
+type rest struct {
+	head, body []byte
+	free       func()
+	timeout    time.Duration
+}
+
+// newConn wraps an accepted connection.
+func newConn(l *Served, nc net.Conn) *conn {
+	c := &conn{l: l, nc: nc, buf: make([]byte, connBuffer), turn: make(chan struct{}, 1), answered: time.Now(), fresh: true}
+	c.nb.Reset(nc)
+	return c
+}
+
+// serve answers requests until the connection ends. It returns errFallback when net/http has to
+// continue; the connection is still open then, otherwise the caller closes it.
+func (c *conn) serve() error {
+	for {
+		if err := c.await(); err != nil {
+			return err
+		}
+		n, err := c.readHead()
+		switch {
+		case err != nil:
+			return err
+		case !c.acceptable():
+			return errFallback
+		}
+		c.r += n
+		c.process()
+	}
+}
+
+// await returns when the request of before is answered. Until then it reads on, to learn of a client that
+// goes away; one that sends its next request early waits its turn.
+func (c *conn) await() error {
+	for {
+		c.mu.Lock()
+		c.tookKick()
+		switch {
+		case c.rest != nil:
+			r := c.rest
+			c.mu.Unlock()
+			c.writeRest(r)
+		case c.busy && (c.gone || c.r < c.w || c.w == len(c.buf)):
+			c.waiting = true
+			c.mu.Unlock()
+			<-c.turn
+		case c.busy:
+			err := c.arm(time.Now().Add(idleTimeout)) // only so that none stands that has passed
+			c.mu.Unlock()
+			if err == nil {
+				err = c.readMore()
+			}
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				c.leave()
+			}
+		default:
+			over := c.dead || c.end
+			c.mu.Unlock()
+			if over {
+				return errDone
+			}
+			return nil
+		}
+	}
+}
+
+// leave notes that the client sends no more. Its request leaves the queue, if it is in one; one that runs
+// goes on, and its answer is written: the client may have closed only its side.
+func (c *conn) leave() {
+	c.mu.Lock()
+	c.gone = true
+	cancel := c.cancel
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// readHead reads up to the end of a head, parses it and returns its length. Nothing is consumed yet.
+func (c *conn) readHead() (int, error) {
+	c.shrink()
+	for searched := 0; ; {
+		b := c.buf[c.r:c.w]
+		if end := http1.End(b, searched); end >= 0 {
+			if end > maxHeaderBytes || !parseHead(b[:end], &c.head) {
+				return 0, errFallback
+			}
+			c.begun = time.Time{}
+			return end, nil
+		}
+		if len(b) >= maxHeaderBytes || http1.BareLF(b) {
+			return 0, errFallback
+		}
+		searched = len(b)
+		if len(b) > 0 && c.begun.IsZero() {
+			c.begun, c.armed = time.Now(), false
+		}
+		if err := c.ready(); err != nil {
+			return 0, err
+		}
+		if err := c.fill(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, err
+		}
+	}
+}
+
+// shrink gives back a buffer that a large head made grow.
+func (c *conn) shrink() {
+	if c.r == c.w && len(c.buf) > connBuffer {
+		c.buf, c.r, c.w = make([]byte, connBuffer), 0, 0
+	}
+}
+
+// ready is called before the goroutine reads while it has no request: it sets the deadline, and says when
+// the connection has to end.
+func (c *conn) ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tookKick()
+	if c.dead {
+		return errDone
+	}
+	due := c.answered.Add(idleTimeout)
+	switch {
+	case !c.begun.IsZero():
+		due = c.begun.Add(readHeaderTimeout)
+	case c.fresh:
+		due = c.answered.Add(readHeaderTimeout)
+	case c.l.closing.Load():
+		return errDone
+	}
+	return c.arm(due)
+}
+
+// arm sets the read deadline, unless one is set; errDone when the time has passed. mu is held, so that no
+// kick gets lost.
+func (c *conn) arm(due time.Time) error {
+	if c.armed {
+		return nil
+	}
+	if !time.Now().Before(due) {
+		return errDone
+	}
+	c.armed = true
+	return c.nc.SetReadDeadline(due)
+}
+
+// tookKick notes that the read deadline is not ours any more. mu is held.
+func (c *conn) tookKick() {
+	if c.kicked {
+		c.kicked, c.armed = false, false
+	}
+}
+
+// fill reads more bytes into the buffer, making room first.
+func (c *conn) fill() error {
+	switch {
+	case c.r == c.w:
+		c.r, c.w = 0, 0
+	case c.w == len(c.buf) && c.r > 0:
+		c.w = copy(c.buf, c.buf[c.r:c.w])
+		c.r = 0
+	case c.w == len(c.buf):
+		c.buf = append(c.buf, make([]byte, len(c.buf))...)
+	}
+	return c.readMore()
+}
+
+// readMore reads what comes behind what is there. A deadline that passes is an error of its own.
+func (c *conn) readMore() error {
+	n, err := c.nc.Read(c.buf[c.w:])
+	c.w += n
+	if n > 0 {
+		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.armed = false
+	}
+	return err
+}
+
+// acceptable reports whether the gateway may have the request that was read. The others are for net/http,
+// which refuses them with the words of browserSafe.
+func (c *conn) acceptable() bool {
+	h := &c.head
+	if !c.l.checked {
+		if h.Host != c.host {
+			c.host = strings.Clone(h.Host)
+		}
+		return true
+	}
+	if h.Host != c.host {
+		if !c.l.server.hostAllowed(h.Host) {
+			return false
+		}
+		c.host = strings.Clone(h.Host)
+	}
+	return h.origin.text == ""
+}
+
+// process hands the request whose head was read to the gateway.
+func (c *conn) process() {
+	h := &c.head
+	if h.path != c.path {
+		c.path = strings.Clone(h.path)
+	}
+	c.call.Request = gateway.Request{
+		Method: http.MethodPost, Path: c.path, Query: strings.Clone(h.query), Host: c.host,
+		InvocationType: strings.Clone(h.invocationType.text), LogType: strings.Clone(h.logType.text),
+		TenantID: strings.Clone(h.tenantID.text), TraceID: strings.Clone(h.traceID.text), ClientContext: strings.Clone(h.clientContext.text),
+		Length: h.Length,
+	}
+	if n := int(min(h.Length, int64(c.w-c.r))); int64(n) == h.Length {
+		c.call.Payload = c.buf[c.r : c.r+n : c.r+n]
+		c.r += n
+		c.left = 0
+	} else {
+		c.call.Body, c.left = c, h.Length
+	}
+	c.mu.Lock()
+	c.busy, c.fresh, c.end = true, false, h.Close
+	c.mu.Unlock()
+	defer c.recovered()
+	c.l.server.opts.Gateway.Serve(c.l.server.opts.BaseContext, &c.call, c.l.scope(), c)
+}
+
+// recovered makes a panic of the gateway an error in the log, and ends the connection.
+func (c *conn) recovered() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	c.l.server.opts.Log.Error("request handler panicked", "method", c.call.Method, "path", c.call.Path, "panic", v, "stack", string(debug.Stack()))
+	c.call.Abort()
+	c.Drop()
+}
+
+// Read implements gateway.Body, for an event that did not come with its head.
+func (c *conn) Read(p []byte) (n int, err error) {
+	if c.left == 0 {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), c.left)]
+	if c.r < c.w {
+		n = copy(p, c.buf[c.r:c.w])
+		c.r += n
+	} else {
+		n, err = c.nc.Read(p)
+	}
+	c.left -= int64(n)
+	if err == io.EOF { //nolint:errorlint // a connection's own
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// SetReadDeadline implements gateway.Body.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.armed = false
+	return c.nc.SetReadDeadline(t)
+}
+
+// joinLimit is up to which size in bytes an answer's body is copied behind its head instead of being
+// written with writev.
+const joinLimit = 4 << 10
+
+// Send implements gateway.Reply.
+func (c *conn) Send(a *gateway.Answer) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.end = c.end || c.left > 0 || c.l.closing.Load()
+	head, body := appendAnswer(c.out[:0], a, now, c.end), a.Body
+	if !a.HasBody() {
+		body = nil
+	}
+	if len(body) <= joinLimit {
+		head, body = append(head, body...), nil
+	}
+	c.out = head
+	n, err := c.nb.Try(head, body)
+	if err == nil && n < len(head)+len(body) {
+		c.rest = &rest{head: head[min(n, len(head)):], body: body[max(n-len(head), 0):], free: a.Free, timeout: a.WriteTimeout()}
+		c.wake()
+		return
+	}
+	if a.Free != nil {
+		a.Free()
+	}
+	c.finishLocked(now, err)
+}
+
+// writeRest writes what the first attempt left over, on the connection's goroutine.
+func (c *conn) writeRest(r *rest) {
+	err := c.nc.SetWriteDeadline(time.Now().Add(r.timeout))
+	if err == nil {
+		bufs := net.Buffers{r.head, r.body}
+		_, err = bufs.WriteTo(c.nc)
+	}
+	if err == nil {
+		err = c.nc.SetWriteDeadline(time.Time{})
+	}
+	if r.free != nil {
+		r.free()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rest = nil
+	c.finishLocked(time.Now(), err)
+}
+
+// finishLocked ends the current request: its answer is written, or cannot be.
+func (c *conn) finishLocked(now time.Time, err error) {
+	c.busy, c.cancel, c.answered = false, nil, now
+	c.dead = c.dead || err != nil
+	if cap(c.out) > maxKeptHead {
+		c.out = nil
+	}
+	if c.waiting || c.dead || c.end {
+		c.wake()
+	}
+}
+
+// maxKeptHead is the largest buffer for answers that a connection keeps, in bytes.
+const maxKeptHead = joinLimit + 4<<10
+
+// wake makes the connection's goroutine look. mu is held.
+func (c *conn) wake() {
+	if c.waiting {
+		c.waiting = false
+		c.turn <- struct{}{}
+		return
+	}
+	c.kicked = true
+	c.nc.SetReadDeadline(longAgo) //nolint:errcheck // of a closed connection: nobody waits
+}
+
+// Drop implements gateway.Reply.
+func (c *conn) Drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead = true
+	c.finishLocked(time.Now(), nil)
+}
+
+// Wait implements gateway.Reply.
+func (c *conn) Wait(call *gateway.Call) {
+	ctx, cancel := context.WithCancel(c.l.server.opts.BaseContext)
+	c.mu.Lock()
+	gone := c.gone
+	c.cancel = cancel
+	c.mu.Unlock()
+	if gone {
+		cancel()
+	}
+	c.l.group.Go(func() { // the connection's goroutine, which the group counts, waits for the answer
+		defer cancel()
+		defer c.recovered()
+		call.Wait(ctx)
+	})
+}
+
+// retire ends the connection as soon as it has no request: the listener is closing.
+func (c *conn) retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.busy {
+		c.wake()
+	}
+}

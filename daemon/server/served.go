@@ -1,0 +1,272 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/gateway"
+)
+
+// Served is one listener that is being served. The codec (conn) answers plain Invoke requests; a
+// connection on which anything else comes goes to net/http, with the bytes already read, and stays there.
+type Served struct {
+	server   *Server
+	listener net.Listener
+	fn       func() *function.Key
+	// checked says that Host and Origin are; codec that the kind may invoke at all.
+	checked, codec bool
+	http           *http.Server
+	handoff        *handoff
+	slots          chan struct{} // one for each connection
+	closing        atomic.Bool
+	// group counts the codec's connections, and what waits for an instance on their behalf.
+	group sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *Served {
+	return &Served{
+		server: s, listener: l, fn: fn, checked: checksHost(kind), codec: grants[kind][AccessInvoke],
+		http: &http.Server{
+			Handler:           s.handler(kind, fn),
+			ReadHeaderTimeout: readHeaderTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeaderBytes,
+			ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
+			BaseContext:       func(net.Listener) context.Context { return s.opts.BaseContext },
+		},
+		handoff: &handoff{conns: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()},
+		slots:   make(chan struct{}, maxConnections),
+		conns:   map[*conn]struct{}{},
+	}
+}
+
+// scope says where the listener's requests come from.
+func (v *Served) scope() (scope gateway.Scope) {
+	if v.fn != nil {
+		scope.Function = v.fn()
+	}
+	return scope
+}
+
+// accept takes connections until the listener is closed. Where there are too many, the others wait in the
+// backlog.
+func (v *Served) accept() {
+	for {
+		select {
+		case v.slots <- struct{}{}:
+		case <-v.handoff.done:
+			return
+		}
+		nc, err := v.acceptOne()
+		if err != nil {
+			if !v.closing.Load() {
+				v.server.opts.Log.Error("listener failed", "address", v.listener.Addr().String(), "error", err)
+			}
+			return
+		}
+		if !v.admit(nc) {
+			nc.Close() //nolint:errcheck // nothing was served
+			return
+		}
+	}
+}
+
+// acceptOne waits for a connection and survives a shortage of descriptors.
+func (v *Served) acceptOne() (net.Conn, error) {
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		nc, err := v.listener.Accept()
+		var temporary interface{ Temporary() bool }
+		if err == nil || !errors.As(err, &temporary) || !temporary.Temporary() {
+			return nc, err
+		}
+		v.server.opts.Log.Warn("cannot accept connections", "address", v.listener.Addr().String(), "error", err)
+		select {
+		case <-time.After(wait):
+		case <-v.handoff.done:
+			return nil, err
+		}
+	}
+}
+
+// admit starts a connection's goroutine; false when the listener is closing.
+func (v *Served) admit(nc net.Conn) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closing.Load() {
+		return false
+	}
+	c := newConn(v, nc)
+	v.conns[c] = struct{}{}
+	v.group.Go(func() { v.serveConn(c) }) // ends with the connection, or when net/http has it
+	return true
+}
+
+// serveConn runs one connection up to its end, or up to the first request that the codec does not take.
+func (v *Served) serveConn(c *conn) {
+	err := errFallback
+	if v.codec {
+		err = c.serve()
+	}
+	v.mu.Lock()
+	delete(v.conns, c) // nobody wakes it any more
+	v.mu.Unlock()
+	rc := &resumed{Conn: c.nc, prefix: c.buf[c.r:c.w], slots: v.slots}
+	if err == errFallback && c.nc.SetReadDeadline(time.Time{}) == nil && v.handoff.take(rc) { //nolint:errorlint // our own value
+		return
+	}
+	if c.left > 0 {
+		linger(c.nc)
+	}
+	rc.Close() //nolint:errcheck // it has ended
+}
+
+// linger gives a client that still sends the time to read its answer, as net/http does: a close with unread
+// bytes is a reset, which can overtake the answer.
+func linger(nc net.Conn) {
+	w, ok := nc.(interface{ CloseWrite() error })
+	if !ok || w.CloseWrite() != nil || nc.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	io.CopyN(io.Discard, nc, 1<<20) //nolint:errcheck // it is closed either way
+}
+
+// lingerTime is net/http's.
+const lingerTime = 500 * time.Millisecond
+
+// serveHTTP serves what the codec hands over.
+func (v *Served) serveHTTP() {
+	if err := v.http.Serve(v.handoff); !errors.Is(err, http.ErrServerClosed) {
+		v.server.opts.Log.Error("listener failed", "address", v.listener.Addr().String(), "error", err)
+	}
+}
+
+// Retire closes the listener before it returns, so that its address can be bound again at once. The
+// requests that run on it finish in the background, within the timeout; Shutdown and Wait wait for that
+// too.
+func (v *Served) Retire(timeout time.Duration) {
+	v.stop()
+	s := v.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return // Shutdown has taken over
+	}
+	s.group.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		v.finish(ctx)
+		s.mu.Lock()
+		delete(s.served, v)
+		s.mu.Unlock()
+	})
+}
+
+// stop closes the listener and the connections that have no request.
+func (v *Served) stop() {
+	v.mu.Lock()
+	v.closing.Store(true)
+	for c := range v.conns {
+		c.retire()
+	}
+	v.mu.Unlock()
+	v.listener.Close() //nolint:errcheck // closed already
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	v.http.Shutdown(now) //nolint:errcheck // says only that requests are running
+	v.handoff.Close()    //nolint:errcheck // never fails; net/http may not know the listener yet
+}
+
+// finish lets requests end until ctx does, and then cuts the connections.
+func (v *Served) finish(ctx context.Context) {
+	ended := make(chan struct{})
+	v.server.group.Go(func() { defer close(ended); v.group.Wait() })
+	err := v.http.Shutdown(ctx)
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		v.cut()
+	}
+	if err != nil {
+		v.http.Close() //nolint:errcheck // nothing is left to do
+	}
+}
+
+// cut closes the codec's connections.
+func (v *Served) cut() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for c := range v.conns {
+		c.nc.Close() //nolint:errcheck // its goroutine ends when its request does
+	}
+}
+
+// handoff is the listener of net/http: it hands out the connections that the codec gave up.
+type handoff struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+	addr  net.Addr
+}
+
+// take gives a connection to net/http; false when that has stopped.
+func (h *handoff) take(nc net.Conn) bool {
+	select {
+	case h.conns <- nc:
+		return true
+	case <-h.done:
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (h *handoff) Accept() (net.Conn, error) {
+	select {
+	case nc := <-h.conns:
+		return nc, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *handoff) Close() error   { h.once.Do(func() { close(h.done) }); return nil }
+func (h *handoff) Addr() net.Addr { return h.addr }
+
+// resumed is a connection that first returns the bytes the codec has read already, and that gives its
+// place back when it is closed.
+type resumed struct {
+	net.Conn
+	prefix []byte
+	slots  chan struct{}
+	once   sync.Once
+}
+
+// Read implements net.Conn.
+func (r *resumed) Read(p []byte) (int, error) {
+	if len(r.prefix) > 0 {
+		n := copy(p, r.prefix)
+		if r.prefix = r.prefix[n:]; len(r.prefix) == 0 {
+			r.prefix = nil
+		}
+		return n, nil
+	}
+	return r.Conn.Read(p)
+}
+
+// Close implements net.Conn.
+func (r *resumed) Close() error {
+	err := r.Conn.Close()
+	r.once.Do(func() { <-r.slots })
+	return err
+}
