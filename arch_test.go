@@ -43,8 +43,10 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/invocation", "daemon/function", "the leaf between gateway and pool: what travels for one invocation"},
 	{"daemon/logs", "daemon/api daemon/function", "an entry is the same on disk and on the wire"},
 	{"daemon/manifest", "daemon/function", "a manifest becomes function specs"},
-	{"daemon/pool", "daemon/function daemon/invocation", "decides which instance serves; makes none itself (pool.Starter)"},
-	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation", "one route table for both APIs, so it holds the gateway"},
+	{"daemon/metrics", "daemon/function daemon/invocation", "counts calls by what the gateway tells of them"},
+	{"daemon/records", "daemon/api daemon/function daemon/invocation", "remembers calls, and answers in the wire form"},
+	{"daemon/pool", "daemon/function daemon/invocation daemon/pool/policy", "decides which instance serves, policy how long one is kept; makes none itself (pool.Starter)"},
+	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation internal/http1 internal/nbwrite", "one route table for both APIs, so it holds the gateway; the codec of Invoke"},
 	{"daemon/store", "daemon/function", "records the domain"},
 	{"daemon/store/storetest", "daemon/store daemon/function internal/tmpdir", "the contract that every store passes, in folders that need no disk"},
 	{"daemon/worker", "daemon/function daemon/invocation daemon/logs daemon/pool runtime/instance runtime/rapi",
@@ -52,6 +54,7 @@ var arrows = []struct{ from, to, why string }{
 	{"cni", "cni/dns cni/firewall", "order is the security property: tables, bridges, forwarder, probe"},
 	{"integration/...", "daemon/api daemon/client daemon/function", "black boxes: they meet lfxd as its clients do"},
 	{"runtime/instance", "runtime/cgroup runtime/lfxinit", "an instance has a cgroup, and lfx-init as PID 1"},
+	{"runtime/rapi", "internal/http1 internal/nbwrite", "its codec shares the parsing of heads and the writes that do not wait with that of Invoke"},
 }
 
 // walls are what a package must not reach, not even through others. Packages of this module begin with
@@ -61,6 +64,8 @@ var walls = []struct{ from, never, why string }{
 	{"buildkit/...", "./daemon/... ./cmd/... ./runtime/... ./cni/...", "as above"},
 	{"cni/...", "./daemon/... ./cmd/... ./runtime/... ./buildkit/...", "as above"},
 	{"daemon/gateway", "github.com/containerd/containerd/... modernc.org/sqlite/... github.com/moby/...", "the warm path neither calls containerd nor waits for a disk"},
+	{"daemon/metrics", "github.com/containerd/containerd/... modernc.org/sqlite/... github.com/moby/...", "as above"},
+	{"daemon/records", "github.com/containerd/containerd/... modernc.org/sqlite/... github.com/moby/...", "as above; records have nothing on disk"},
 	{"daemon/pool", "github.com/containerd/containerd/... modernc.org/sqlite/... github.com/moby/...", "as above; a Starter makes instances"},
 	{"runtime/rapi", "github.com/containerd/containerd/... modernc.org/sqlite/... github.com/moby/...", "as above"},
 	{"cmd/lfxctl", "./daemon/store ./daemon/engine ./daemon/worker ./cni/... ./runtime/... modernc.org/sqlite/... github.com/containerd/containerd/v2/client github.com/vishvananda/... github.com/google/nftables/...",

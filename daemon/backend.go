@@ -45,7 +45,9 @@ func (b *backend) Deploy(ctx context.Context, req api.DeployRequest, event func(
 	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) }) // a shutdown undoes it
 	defer stop()
 	b.awaitBuilder(ctx)
+	begun := time.Now()
 	res, err := b.deployer.Deploy(ctx, req, event)
+	b.metrics.Deployed(deployResult(ctx, res, err), time.Since(begun))
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,10 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/logs"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/pool/policy"
+	"lfx.dev/lfxd/daemon/records"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/worker"
@@ -86,6 +89,8 @@ type Daemon struct {
 	instances   *instance.Manager
 	starter     *worker.Starter
 	pools       *pool.Manager
+	metrics     *metrics.Registry
+	records     *records.Store
 	deployer    *deploy.Deployer
 	releaser    *releaser
 	gateway     *gateway.Gateway
@@ -316,6 +321,7 @@ func (d *Daemon) liveIDs() []string {
 // openFunctions makes the pools and brings every active release back.
 func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.shareShims(ctx)
+	d.metrics, d.records = metrics.New(), records.New(d.cfg.Records.Max)
 	d.images = image.New(d.client, "overlayfs", image.Options{Owner: d.store.View().Node()})
 	d.gateway = gateway.New(gateway.Options{
 		Resolver: resolverFunc(func(ctx context.Context, t gateway.Target) (invocation.Route, error) {
@@ -324,22 +330,29 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		Region:   d.cfg.Region,
 		Account:  func(e function.Environment) string { return accountOf(d.store.View(), e) },
 		Overhead: d.cfg.Functions.QueueTimeout.Duration + d.cfg.Functions.InitTimeout.Duration + invokeMargin,
+		Observer: observer{d.metrics, d.records},
 		Log:      d.log,
 	})
 	d.starter = worker.NewStarter(worker.Options{
 		Instances: creator{d}, Logs: d.logs, Region: d.cfg.Region,
 		InitTimeout: d.cfg.Functions.InitTimeout.Duration, CreateTimeout: createTimeout,
-		LambdaAPI: func(env function.Environment, binding func() invocation.Binding) http.Handler {
-			return server.InstanceHandler(d.gateway, env, binding)
+		LambdaAPI: func(env function.Environment, caller func() invocation.Caller) http.Handler {
+			return server.InstanceHandler(d.gateway, env, caller)
 		},
 		Ahead: d.ahead(), Starts: int64(2 * runtime.NumCPU()), Removals: int64(runtime.NumCPU()),
 		Log: d.log,
 	})
+	var keep *policy.Policy // nil: until the idle timeout
+	if d.cfg.Functions.KeepAlive == "adaptive" {
+		keep = policy.New(policy.Defaults())
+	}
 	d.pools = pool.NewManager(pool.Options{
+		Policy:  keep,
 		Starter: d.starter, DefaultMax: d.defaultMax, QueueLimit: d.cfg.Functions.QueueLimit,
 		QueueTimeout: d.cfg.Functions.QueueTimeout.Duration, IdleTimeout: d.cfg.Functions.IdleTimeout.Duration,
 		FreezeAfter: d.cfg.Functions.FreezeAfter.Duration, MaxInstances: int64(d.cfg.Functions.MaxInstances),
-		MemoryMB: d.memoryBudget() >> 20, Overcommit: d.cfg.Functions.MemoryOvercommit, MemoryUsed: d.memoryUsed, Log: d.log,
+		MemoryMB: d.memoryBudget() >> 20, Overcommit: d.cfg.Functions.MemoryOvercommit, MemoryUsed: d.memoryUsed,
+		Observer: d.metrics, Log: d.log,
 	})
 	d.onClose(func() {
 		d.pools.Close(d.drain)
@@ -397,7 +410,7 @@ func (d *Daemon) openServer() (err error) {
 
 func (d *Daemon) openDeployer() {
 	d.deployer = deploy.New(deploy.Options{
-		Store: d.store, Sessions: d.sessions, Builder: d.builder, Images: d.images, Releases: d.releaser,
+		Store: d.store, Sessions: d.sessions, Builder: countedBuilder{d.builder, d.metrics}, Images: d.images, Releases: d.releaser,
 		Dir: d.cfg.StateDir, RegistryHost: d.registryHost(), BaseImages: d.cfg.BaseImages,
 		Keep: d.cfg.Releases.Keep, MaxParallel: d.cfg.Build.MaxParallel, BuildTimeout: d.cfg.Build.Timeout.Duration,
 		WarmTimeout: warmTimeout, LogLimit: int64(d.cfg.Build.LogLimit), Limits: d.contextLimits(), Log: d.log,
@@ -466,6 +479,7 @@ func (d *Daemon) reconcileLoop() {
 		case <-tick.C:
 		}
 		d.reconcileNow()
+		d.pruneFigures()
 	}
 }
 

@@ -15,7 +15,9 @@ import (
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/records"
 	"lfx.dev/lfxd/daemon/server"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/internal/tmpdir"
@@ -68,21 +70,24 @@ type world struct {
 	ports    *ports
 	releaser *releaser
 	resolver *resolver
+	metrics  *metrics.Registry
+	records  *records.Store
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	w := &world{t: t, starter: &starter{failing: map[string]error{}}}
+	w := &world{t: t, starter: &starter{failing: map[string]error{}}, metrics: metrics.New(), records: records.New(100)}
 	var err error
 	if w.store, err = store.Open(t.Context(), tmpdir.New(t), log); err != nil {
 		t.Fatal(err)
 	}
 	w.pools = pool.NewManager(pool.Options{
-		Starter: w.starter, DefaultMax: func(*function.Version) int { return 4 }, QueueLimit: 10, QueueTimeout: 10 * time.Second, IdleTimeout: time.Hour, Log: log,
+		Starter: w.starter, DefaultMax: func(*function.Version) int { return 4 }, QueueLimit: 10, QueueTimeout: 10 * time.Second, IdleTimeout: time.Hour, MemoryMB: 1024,
+		Observer: w.metrics, Log: log,
 	})
 	w.resolver = &resolver{store: w.store, pools: w.pools, region: "eu-west-1"}
-	g := gateway.New(gateway.Options{Resolver: w.resolver, Region: "eu-west-1", Overhead: time.Minute, Log: log})
+	g := gateway.New(gateway.Options{Resolver: w.resolver, Region: "eu-west-1", Overhead: time.Minute, Observer: observer{w.metrics, w.records}, Log: log})
 	w.server = server.New(server.Options{Gateway: g, BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log, Backend: (*backend)(nil)})
 	w.ports = newPorts("127.0.0.1", w.server)
 	w.releaser = newReleaser(w.pools, w.ports)

@@ -35,8 +35,11 @@ func TestDocs(t *testing.T) {
 // Every command says what it does and shows how.
 func TestEveryCommandHasAnExample(t *testing.T) {
 	a := &app{stdout: io.Discard, stderr: io.Discard}
-	for _, cmd := range a.rootCommand().Commands() {
-		if cmd.Short == "" || !strings.Contains(cmd.Example, "lfxctl "+cmd.Name()) {
+	all := a.rootCommand().Commands()
+	for i := 0; i < len(all); i++ {
+		cmd := all[i]
+		all = append(all, cmd.Commands()...)
+		if cmd.Short == "" || !strings.Contains(cmd.Example, cmd.CommandPath()) {
 			t.Errorf("%s has no description or no example of its own", cmd.CommandPath())
 		}
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -74,14 +77,22 @@ func writeCommand(b *strings.Builder, cmd *cobra.Command) {
 	if description == "" {
 		description = cmd.Short + "."
 	}
-	fmt.Fprintf(b, "\n## lfxctl %s\n\n    lfxctl %s\n\n%s\n\n", cmd.Name(), cmd.Use, description)
+	level := strings.Repeat("#", len(strings.Fields(cmd.CommandPath())))
+	use := cmd.Use
+	if cmd.HasSubCommands() {
+		use += " [command]"
+	}
+	fmt.Fprintf(b, "\n%s %s\n\n    %s %s\n\n%s\n\n", level, cmd.CommandPath(), cmd.Parent().CommandPath(), use, description)
 	if len(cmd.Aliases) > 0 {
-		fmt.Fprintf(b, "Also `lfxctl %s`.\n\n", strings.Join(cmd.Aliases, "`, `lfxctl "))
+		fmt.Fprintf(b, "Also `%[1]s %[2]s`.\n\n", cmd.Parent().CommandPath(), strings.Join(cmd.Aliases, "`, `"+cmd.Parent().CommandPath()+" "))
 	}
 	fmt.Fprintf(b, "```sh\n%s\n```\n", unindent(cmd.Example))
 	if cmd.Flags().HasFlags() {
 		b.WriteString("\n")
 		writeFlags(b, cmd.Flags())
+	}
+	for _, sub := range cmd.Commands() {
+		writeCommand(b, sub)
 	}
 }
 

@@ -30,6 +30,7 @@ type fakeDaemon struct {
 	socket   string
 	sessions *session.Manager
 	empty    atomic.Bool   // nothing is deployed
+	polls    atomic.Int32  // of instances; what is idle is frozen from the second one on
 	release  chan struct{} // closed when the test ends
 
 	mu       sync.Mutex // guards what follows
@@ -71,7 +72,14 @@ func (f *fakeDaemon) routes() http.Handler {
 	mux.HandleFunc("GET "+api.PathFunctions+"/{name}", f.function)
 	mux.HandleFunc("DELETE "+api.PathFunctions+"/{name}", f.remove)
 	mux.HandleFunc("GET "+api.PathReleases, func(w http.ResponseWriter, r *http.Request) { answer(w, releases(f.empty.Load())) })
-	mux.HandleFunc("GET "+api.PathInstances, func(w http.ResponseWriter, r *http.Request) { answer(w, running(f.empty.Load())) })
+	mux.HandleFunc("GET "+api.PathInstances, func(w http.ResponseWriter, r *http.Request) {
+		all := running(f.empty.Load())
+		if f.polls.Add(1) > 1 && len(all) > 0 {
+			all[0].State = "frozen"
+		}
+		answer(w, all)
+	})
+	f.releaseRoutes(mux)
 	mux.HandleFunc("GET "+api.PathLogs, f.logs)
 	mux.HandleFunc("GET "+api.PathDoctor, func(w http.ResponseWriter, r *http.Request) { answer(w, report(f.empty.Load())) })
 	mux.HandleFunc("POST "+api.PathSession, func(w http.ResponseWriter, r *http.Request) {
@@ -164,16 +172,17 @@ func (f *fakeDaemon) remove(w http.ResponseWriter, r *http.Request) {
 	answer(w, result)
 }
 
-func releases(empty bool) []function.Release {
+func releases(empty bool) []api.ReleaseInfo {
 	if empty {
 		return nil
 	}
 	env := function.Environment{Project: "examples", Name: "default"}
 	revision := "0123456789abcdef0123456789abcdef01234567"
-	return []function.Release{
-		{Environment: env, Number: 2, Versions: map[string]int{"hello-go": 1}, State: function.ReleaseSuperseded, Created: before(30*time.Hour + time.Minute)},
-		{Environment: env, Number: 3, Versions: map[string]int{"hello-python": 1, "hello-go": 2}, State: function.ReleaseActive, Created: before(3*time.Minute + 10*time.Second), Source: function.Source{Revision: revision + "-dirty"}},
-		{Environment: function.Environment{Project: "shop", Name: "staging"}, Number: 7, Versions: map[string]int{"checkout": 4}, State: function.ReleaseFailed, Created: before(50 * time.Hour)},
+	return []api.ReleaseInfo{
+		{Release: function.Release{Environment: env, Number: 2, Versions: map[string]int{"hello-go": 1}, State: function.ReleaseSuperseded, Created: before(30*time.Hour + time.Minute)}, Status: api.StateDraining, Changed: []string{"hello-go"}, InFlight: 2, Requests: 900, Errors: 1},
+		{Release: function.Release{Environment: env, Number: 3, Versions: map[string]int{"hello-python": 1, "hello-go": 2}, State: function.ReleaseActive, Created: before(3*time.Minute + 10*time.Second), Source: function.Source{Revision: revision + "-dirty"}}, Status: api.StateActive, Percent: 90, Changed: []string{"hello-go", "hello-python"}, Requests: 120},
+		{Release: function.Release{Environment: env, Number: 4, Versions: map[string]int{"hello-python": 1, "hello-go": 3}, Created: before(2*time.Minute + 10*time.Second)}, Status: api.StateCanary, Percent: 10, Changed: []string{"a", "b", "c", "d", "hello-go"}, Requests: 12},
+		{Release: function.Release{Environment: function.Environment{Project: "shop", Name: "staging"}, Number: 7, Versions: map[string]int{"checkout": 4}, State: function.ReleaseFailed, Created: before(50 * time.Hour)}, Status: api.StateFailed},
 	}
 }
 
@@ -182,8 +191,8 @@ func running(empty bool) []api.InstanceInfo {
 		return nil
 	}
 	return []api.InstanceInfo{
-		{Key: key("examples", "default", "hello-go"), ID: "i-2", Version: 2, State: "idle", Address: "10.89.0.3", Started: before(2*time.Minute + 10*time.Second), Used: before(61 * time.Second)},
-		{Key: key("examples", "default", "hello-python"), ID: "i-1", Version: 1, State: "busy", Address: "10.89.0.2", Started: before(3*time.Minute + 10*time.Second)},
+		{Key: key("examples", "default", "hello-go"), ID: "i-2", Version: 2, Release: 3, MemoryBytes: 12_700_000, State: "idle", Address: "10.89.0.3", Started: before(2*time.Minute + 10*time.Second), Used: before(61 * time.Second)},
+		{Key: key("examples", "default", "hello-python"), ID: "i-1", Version: 1, Release: 2, InFlight: 1, MemoryBytes: 4_400_000, State: "busy", Address: "10.89.0.2", Started: before(3*time.Minute + 10*time.Second)},
 		{Key: key("shop", "staging", "checkout"), ID: "i-3", Version: 4, State: "starting", Started: before(70 * time.Minute)},
 	}
 }
@@ -221,8 +230,8 @@ func (f *fakeDaemon) logs(w http.ResponseWriter, r *http.Request) {
 func (f *fakeDaemon) invoke(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	h := w.Header()
-	h.Set("X-Amzn-RequestId", "r-9")
 	name := r.PathValue("name")
+	h.Set("X-Amzn-RequestId", map[bool]string{true: "r-1", false: "r-9"}[strings.HasSuffix(name, "cold")])
 	switch {
 	case strings.HasSuffix(name, "nope"):
 		h.Set("X-Amzn-ErrorType", "ResourceNotFoundException")
@@ -261,6 +270,9 @@ func (f *fakeDaemon) deploy(w http.ResponseWriter, r *http.Request) {
 	send := func(e api.DeployEvent) {
 		answer(w, e)
 		w.(http.Flusher).Flush()
+	}
+	if req.Auto != nil {
+		send(api.DeployEvent{Step: fmt.Sprintf("judged: %+v", *req.Auto)})
 	}
 	send(api.DeployEvent{Step: fmt.Sprintf("mirroring: %s", strings.Join(f.mirror(r.Context(), req), ", "))})
 	switch req.Environment.Name {
@@ -331,6 +343,9 @@ func deployed(req api.DeployRequest) *api.DeployResult {
 			change = "updated"
 		}
 		result.Functions = append(result.Functions, api.DeployFunction{Name: spec.Name, Version: i + 1, Change: change, Digest: "sha256:x", Port: spec.Port})
+	}
+	if req.Environment.Name == "default" || req.Canary != 0 {
+		result.Previous = 2
 	}
 	if req.Environment.Name == "shrunk" {
 		result.Functions = append(result.Functions, api.DeployFunction{Name: "old", Change: "removed"})

@@ -43,7 +43,7 @@ Values of environment variables are left out of the text, since they often are s
 			return nil
 		}),
 	}
-	addScopeFlags(cmd, &s)
+	a.addScopeFlags(cmd, &s)
 	output = addOutputFlag(cmd)
 	return cmd
 }
@@ -66,6 +66,7 @@ func (a *app) printDetail(d *api.FunctionDetail) {
 	a.print(versions)
 	if len(d.Running) > 0 {
 		fmt.Fprintln(a.stdout)
+		sortInstances(d.Running)
 		a.printInstances(d.Running)
 	}
 }

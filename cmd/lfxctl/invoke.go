@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/client"
 	"lfx.dev/lfxd/daemon/function"
 )
@@ -46,8 +47,9 @@ exits 1; what it answered, the description of its error, is printed all the same
 	cmd.Flags().StringVarP(&flags.data, "data", "d", "", "the event, JSON")
 	cmd.Flags().StringVarP(&flags.file, "file", "f", "", "the file that holds the event; - is standard input")
 	cmd.Flags().StringVar(&flags.qualifier, "qualifier", "", "a version, an alias or r<release>")
-	cmd.Flags().BoolVar(&flags.log, "log", false, "show the last 4 KB of the invocation's log on standard error")
-	addScopeFlags(cmd, &flags.scope)
+	cmd.Flags().BoolVar(&flags.log, "log", false, "show the last 4 KB of the invocation's log on standard error, and where the time of a cold start went")
+	_ = cmd.RegisterFlagCompletionFunc("qualifier", a.completeQualifier(&flags.scope))
+	a.addScopeFlags(cmd, &flags.scope)
 	flags.output = addOutputFlag(cmd)
 	return cmd
 }
@@ -67,8 +69,12 @@ func (a *app) invoke(cmd *cobra.Command, c *client.Client, name string, flags *i
 	if err != nil {
 		return invokeFailure(err, name, target, flags.qualifier)
 	}
+	var cold *api.Record
+	if flags.log {
+		cold = coldStart(cmd.Context(), c, result.RequestID)
+	}
 	if *flags.output == outputJSON {
-		err = a.printJSON(newInvokeOutput(result))
+		err = a.printJSON(newInvokeOutput(result, cold))
 	} else {
 		err = a.printPayload(result.Payload)
 	}
@@ -77,6 +83,9 @@ func (a *app) invoke(cmd *cobra.Command, c *client.Client, name string, flags *i
 	}
 	if flags.log && *flags.output != outputJSON {
 		a.printLogTail(result.LogTail)
+		if cold != nil {
+			fmt.Fprintf(a.stderr, "cold start, %s: queue %s, %s, handler %s\n", shortDuration(cold.Total), shortDuration(cold.Queue), phases(cold.Phases), shortDuration(cold.Function))
+		}
 	}
 	if result.FunctionError != "" {
 		fmt.Fprintf(a.stderr, "lfxctl: %s\n", functionFailure(name, result))
@@ -206,12 +215,14 @@ type invokeOutput struct {
 	// Payload is the answer itself, or a string when the answer is not JSON.
 	Payload any    `json:"payload"`
 	Log     string `json:"log,omitempty"`
+	// Record is there with --log when the call had to start an instance.
+	Record *api.Record `json:"record,omitempty"`
 }
 
-func newInvokeOutput(r *client.InvokeResult) invokeOutput {
+func newInvokeOutput(r *client.InvokeResult, cold *api.Record) invokeOutput {
 	out := invokeOutput{
 		Status: r.Status, FunctionError: r.FunctionError, ExecutedVersion: r.ExecutedVersion,
-		Release: r.Release, RequestID: r.RequestID, Log: string(r.LogTail),
+		Release: r.Release, RequestID: r.RequestID, Log: string(r.LogTail), Record: cold,
 	}
 	switch {
 	case len(r.Payload) == 0:

@@ -44,7 +44,7 @@ functions, each line headed by its function. With -f it goes on until Ctrl-C.`,
 	cmd.Flags().StringVar(&flags.since, "since", "", "leave out older lines: an age (10m, 2h) or a time (RFC 3339)")
 	cmd.Flags().StringVar(&flags.request, "request", "", "only the lines of this request ID")
 	cmd.Flags().IntVarP(&flags.limit, "limit", "n", 0, "start with at most so many of the latest lines (default: what the daemon keeps)")
-	addScopeFlags(cmd, &flags.scope)
+	a.addScopeFlags(cmd, &flags.scope)
 	flags.output = addOutputFlag(cmd)
 	return cmd
 }

@@ -36,7 +36,7 @@ func (a *app) lsCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	addScopeFlags(cmd, &s)
+	a.addScopeFlags(cmd, &s)
 	output = addOutputFlag(cmd)
 	return cmd
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,9 +16,25 @@ import (
 // scope is --project and --env.
 type scope struct{ project, env string }
 
-func addScopeFlags(cmd *cobra.Command, s *scope) {
+// addScopeFlags is for commands that show what there is.
+func (a *app) addScopeFlags(cmd *cobra.Command, s *scope) {
 	cmd.Flags().StringVar(&s.project, "project", "", "the project (default: all)")
 	cmd.Flags().StringVar(&s.env, "env", "", "the environment of the project (default: all)")
+	a.completeScope(cmd)
+}
+
+// addOwnerFlags is for commands that work on a function when they are given a NAME, else on one environment.
+func (a *app) addOwnerFlags(cmd *cobra.Command, s *scope) {
+	cmd.Flags().StringVar(&s.project, "project", "", "the project (default: that of NAME, else the only one)")
+	cmd.Flags().StringVar(&s.env, "env", "", "the environment of the project (default: that of NAME, else default)")
+	a.completeScope(cmd)
+}
+
+// addTargetFlags is for commands that work on one environment; the daemon completes what is left out.
+func (a *app) addTargetFlags(cmd *cobra.Command, s *scope) {
+	cmd.Flags().StringVar(&s.project, "project", "", "the project (default: the only one)")
+	cmd.Flags().StringVar(&s.env, "env", function.DefaultEnvironment, "the environment of the project")
+	a.completeScope(cmd)
 }
 
 func (s scope) environment() function.Environment {
@@ -113,21 +128,15 @@ func ambiguous(name string, found []api.FunctionSummary) error {
 }
 
 // completeNames completes the first argument with the names that the daemon knows: bare ones where
-// they are unique. It waits one second at most and is silent about errors.
+// they are unique.
 func (a *app) completeNames(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	const directive = cobra.ShellCompDirectiveNoFileComp
-	c, err := a.client()
-	if err != nil || len(args) > 0 {
-		return nil, directive
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-	defer cancel()
-	all, err := c.Functions(ctx, function.Environment{})
-	if err != nil {
-		return nil, directive
-	}
-	return completions(all, prefix), directive
+	return a.ask(cmd, prefix, func(ctx context.Context, c *client.Client) ([]string, error) {
+		all, err := c.Functions(ctx, function.Environment{})
+		return completions(all, prefix), err
+	})
 }
 
 func completions(all []api.FunctionSummary, prefix string) []string {

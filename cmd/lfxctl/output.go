@@ -157,6 +157,36 @@ func (a *app) ago(t time.Time) string {
 	return t.Local().Format(time.DateOnly)
 }
 
+// age is how long ago a time was: "3m".
+func (a *app) age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	if s, relative := strings.CutSuffix(a.ago(t), " ago"); relative {
+		return s
+	}
+	return shortDays(a.now().Sub(t))
+}
+
+func shortDays(d time.Duration) string {
+	if d < time.Second {
+		return "0s"
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// mebibytes is a size in bytes as MiB: "12.3MiB", "120MiB"; zero is not known.
+func mebibytes(bytes int64) string {
+	mib := float64(bytes) / (1 << 20)
+	switch {
+	case bytes == 0:
+		return "-"
+	case mib < 10:
+		return fmt.Sprintf("%.1fMiB", mib)
+	}
+	return fmt.Sprintf("%.0fMiB", mib)
+}
+
 // memory is a size in MiB for people.
 func memory(mib int) string {
 	if mib >= 1024 && mib%1024 == 0 {

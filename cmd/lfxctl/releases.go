@@ -3,14 +3,14 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/client"
-	"lfx.dev/lfxd/daemon/function"
 )
 
 func (a *app) releasesCommand() *cobra.Command {
@@ -19,6 +19,10 @@ func (a *app) releasesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "releases",
 		Short: "List the releases, newest first",
+		Long: `Releases lists the releases that are kept: when each was made and from which revision, the functions whose version
+differs from the release before it, and what it does now. STATE is active, canary, draining (no longer active, but
+requests are bound to it), kept (a rollback can make it active) or failed, with the share of the requests where
+several releases get some. REQUESTS and ERRORS count since lfxd was started, nested calls included.`,
 		Example: `  lfxctl releases
   lfxctl releases --project shop --env staging -o json`,
 		Args: args(0, 0, ""),
@@ -27,7 +31,7 @@ func (a *app) releasesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			slices.SortFunc(all, func(x, y function.Release) int {
+			slices.SortFunc(all, func(x, y api.ReleaseInfo) int {
 				return cmp.Or(cmp.Compare(x.Environment.String(), y.Environment.String()), cmp.Compare(y.Number, x.Number))
 			})
 			if *output == outputJSON {
@@ -37,41 +41,52 @@ func (a *app) releasesCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	addScopeFlags(cmd, &s)
+	a.addScopeFlags(cmd, &s)
 	output = addOutputFlag(cmd)
 	return cmd
 }
 
-func (a *app) printReleases(all []function.Release) {
+func (a *app) printReleases(all []api.ReleaseInfo) {
 	if len(all) == 0 {
 		fmt.Fprintln(a.stderr, "no releases: `lfxctl deploy` makes the first one")
 		return
 	}
-	t := &table{head: []string{"PROJECT", "ENV", "RELEASE", "STATE", "CREATED", "REVISION", "FUNCTIONS"}}
+	t := &table{head: []string{"PROJECT", "ENV", "RELEASE", "STATE", "CREATED", "REVISION", "CHANGED", "IN-FLIGHT", "REQUESTS", "ERRORS"}}
 	for _, r := range all {
-		t.add(text("%s", r.Project), text("%s", r.Environment.Name), text("%d", r.Number), cell{string(r.State), releaseColour(r.State)},
-			text("%s", a.ago(r.Created)), text("%s", shortRevision(r.Source.Revision)), text("%s", versionsOf(&r)))
+		t.add(text("%s", r.Project), text("%s", r.Environment.Name), text("%d", r.Number), cell{releaseState(&r), releaseColour(r.Status)},
+			text("%s", a.ago(r.Created)), text("%s", shortRevision(r.Source.Revision)), text("%s", shortList(r.Changed)),
+			text("%d", r.InFlight), text("%d", r.Requests), text("%d", r.Errors))
 	}
 	a.print(t)
 }
 
-func releaseColour(state function.ReleaseState) colour {
-	switch state {
-	case function.ReleaseActive:
+// releaseState is "active", "canary 10%", "active 90%".
+func releaseState(r *api.ReleaseInfo) string {
+	if r.Percent > 0 && r.Percent < 100 {
+		return r.Status + " " + share(r.Percent)
+	}
+	return r.Status
+}
+
+func releaseColour(status string) colour {
+	switch status {
+	case api.StateActive:
 		return green
-	case function.ReleaseFailed:
+	case api.StateCanary, api.StateDraining:
+		return yellow
+	case api.StateFailed:
 		return red
 	}
 	return plain
 }
 
-// versionsOf is "hello-go:2 hello-python:1".
-func versionsOf(r *function.Release) string {
-	var out []string
-	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
-		out = append(out, fmt.Sprintf("%s:%d", name, r.Versions[name]))
+// shortList is "a, b, c" and how many more there are.
+func shortList(names []string) string {
+	const most = 3
+	if len(names) <= most+1 {
+		return strings.Join(names, ", ")
 	}
-	return strings.Join(out, " ")
+	return fmt.Sprintf("%s +%d", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 // shortRevision cuts a Git revision to 12 digits and keeps "-dirty".
@@ -82,4 +97,21 @@ func shortRevision(revision string) string {
 		return hash + "-dirty"
 	}
 	return hash
+}
+
+// parseRelease reads the number of a release: 7 or r7.
+func parseRelease(s string) (int, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(s, "r"))
+	if err != nil || n < 1 || strings.ContainsAny(s, "+-") {
+		return 0, usagef("%q is no release: give its number, as `lfxctl releases` shows it", s)
+	}
+	return n, nil
+}
+
+// optionalRelease is the number in the first argument, 0 without one.
+func optionalRelease(args []string) (int, error) {
+	if len(args) == 0 {
+		return 0, nil
+	}
+	return parseRelease(args[0])
 }

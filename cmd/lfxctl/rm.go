@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"lfx.dev/lfxd/daemon/client"
-	"lfx.dev/lfxd/daemon/function"
 )
 
 func (a *app) rmCommand() *cobra.Command {
@@ -30,7 +29,7 @@ that still has it brings it back.`,
 			if err != nil {
 				return err
 			}
-			if ok, err := a.confirm(yes, found.Key); err != nil || !ok {
+			if ok, err := a.confirm(yes, found.Key.String()); err != nil || !ok {
 				return err
 			}
 			result, err := c.RemoveFunction(cmd.Context(), found.Key)
@@ -49,20 +48,20 @@ that still has it brings it back.`,
 		}),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	addScopeFlags(cmd, &s)
+	a.addScopeFlags(cmd, &s)
 	output = addOutputFlag(cmd)
 	return cmd
 }
 
 // confirm asks on the terminal; where there is none --yes must have been said.
-func (a *app) confirm(yes bool, key function.Key) (bool, error) {
+func (a *app) confirm(yes bool, what string) (bool, error) {
 	if yes {
 		return true, nil
 	}
 	if !isTerminal(a.stdin) {
-		return false, usagef("removing %s needs a confirmation and standard input is no terminal: add --yes", key)
+		return false, usagef("removing %s needs a confirmation and standard input is no terminal: add --yes", what)
 	}
-	fmt.Fprintf(a.stderr, "Remove %s? [y/N] ", key)
+	fmt.Fprintf(a.stderr, "Remove %s? [y/N] ", what)
 	answer, _ := bufio.NewReader(a.stdin).ReadString('\n')
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":

@@ -126,16 +126,33 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or manifest, 130 interrupted.
 	})
 	root.AddCommand(
 		a.deployCommand(), a.invokeCommand(), a.lsCommand(), a.inspectCommand(), a.logsCommand(), a.rmCommand(),
-		a.psCommand(), a.releasesCommand(), a.doctorCommand(), a.versionCommand(), a.completionCommand(),
+		a.psCommand(), a.releasesCommand(), a.rollbackCommand(), a.trafficCommand(), a.promoteCommand(), a.abortCommand(),
+		a.diffCommand(), a.aliasCommand(), a.envCommand(), a.whyCommand(), a.metricsCommand(),
+		a.doctorCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
 }
 
-func unknownCommand(root *cobra.Command, name string) error {
-	if near := root.SuggestionsFor(name); len(near) > 0 {
-		return usagef("unknown command %q: did you mean `lfxctl %s`?", name, strings.Join(near, "` or `lfxctl "))
+func unknownCommand(parent *cobra.Command, name string) error {
+	path := parent.CommandPath()
+	if near := parent.SuggestionsFor(name); len(near) > 0 {
+		return usagef("unknown command %q: did you mean `%s %s`?", name, path, strings.Join(near, "` or `"+path+" "))
 	}
-	return usagef("unknown command %q: `lfxctl --help` lists the commands", name)
+	return usagef("unknown command %q: `%s --help` lists the commands", name, path)
+}
+
+// group makes cmd one that only holds others.
+func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		return cmd.Help()
+	}
+	cmd.AddCommand(commands...)
+	return cmd
 }
 
 // args checks the number of positional arguments; what names them in the error.
@@ -178,6 +195,9 @@ func (a *app) withClient(body func(cmd *cobra.Command, c *client.Client, args []
 
 // isTerminal says whether a stream of the process is a terminal.
 func isTerminal(stream any) bool {
+	if c, ok := stream.(*capture); ok {
+		stream = c.of
+	}
 	file, ok := stream.(*os.File)
 	return ok && (isatty.IsTerminal(file.Fd()) || isatty.IsCygwinTerminal(file.Fd()))
 }

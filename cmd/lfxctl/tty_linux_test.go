@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/console"
 )
@@ -106,5 +108,54 @@ func TestProgressTakesStepsAtAnyTime(t *testing.T) {
 	p.step("late")
 	if got := out.String(); !strings.Contains(got, "==> canceling") || strings.Contains(got, "late") {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestOnATerminalEnvironmentRemovalAsks(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]string{"yes\n": "removed shop/staging with 1 function", "n\n": "nothing was removed"} {
+		screen, code := onTerminal(t, "testdata/env.txtar", answer, nil, "env", "rm", "staging")
+		question := "Remove shop/staging with 1 function, all their versions, releases, images and aliases, and 1 running instance? [y/N]"
+		if code != 0 || !strings.Contains(screen, question) || !strings.Contains(screen, want) {
+			t.Errorf("answer %q: exited %d, want %q:\n%s", answer, code, want, screen)
+		}
+	}
+}
+
+// A terminal shows one picture that is drawn over, in colours; Ctrl-C, typed, ends it.
+func TestOnATerminalPsWatchDrawsOver(t *testing.T) {
+	t.Parallel()
+	a := &app{stderr: io.Discard, lookup: func(string) (string, bool) { return "", false }}
+	master, slave, err := console.NewPty()
+	if err != nil {
+		t.Skipf("no pseudo terminals here: %v", err)
+	}
+	defer master.Close()
+	tty, err := os.OpenFile(slave, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.stdout = tty
+	ctx, cancel := context.WithCancelCause(t.Context())
+	drawn := 0
+	err = a.repeat(ctx, time.Millisecond, outputTable, func(context.Context) error {
+		drawn++
+		if drawn == 3 {
+			cancel(errInterrupted)
+		}
+		_, err := io.WriteString(a.stdout, a.paint(a.stdout, green, "busy")+"\n")
+		return err
+	})
+	tty.Close()
+	var screen bytes.Buffer
+	_, _ = io.Copy(&screen, master)
+	if !errors.Is(err, errInterrupted) || drawn != 3 {
+		t.Errorf("ended with %v after %d pictures", err, drawn)
+	}
+	if n := strings.Count(screen.String(), "\x1b[H\x1b[32mbusy\x1b[0m\x1b[K"); n != 3 {
+		t.Errorf("%d of 3 pictures were drawn over the one before: %q", n, screen.String())
+	}
+	if a.stdout != tty {
+		t.Error("standard output was not given back")
 	}
 }

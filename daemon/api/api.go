@@ -108,6 +108,9 @@ type DeployResult struct {
 	Unchanged bool             `json:"unchanged"`
 	Plan      bool             `json:"plan,omitempty"`
 	Functions []DeployFunction `json:"functions"`
+	// Previous is the release that was active before, which drains now unless it stays the active one; 0 when
+	// there was none.
+	Previous int `json:"previous,omitempty"`
 	// Endpoints are for people: URLs that now answer.
 	Endpoints []string `json:"endpoints,omitempty"`
 }
@@ -165,7 +168,7 @@ type InstanceInfo struct {
 	Address     string    `json:"address"`
 	Started     time.Time `json:"started"`
 	Used        time.Time `json:"used,omitzero"`
-	// Phases says in microseconds where the time of its start went: queue, files, container (with the snapshot), create, network,
+	// Phases says in microseconds where the time of its start went: turn (the wait for one), files, container (with the snapshot), create, network,
 	// check, start, init, and then handler, its first invocation. Of one that was a spare, only what was left to do
 	// is there, and ahead is what was done before.
 	Phases map[string]int64 `json:"phases_us,omitempty"`

@@ -31,13 +31,14 @@ type Record struct {
 	Queue    time.Duration `json:"queue_ns"`
 	Function time.Duration `json:"function_ns"`
 	Total    time.Duration `json:"total_ns"`
-	// Cold says that the instance was started for it, or that it was its first invocation.
+	// Cold says that it was the first invocation of its instance.
 	Cold bool `json:"cold,omitempty"`
 	// Phases are those of the start of the instance, in microseconds, when Cold.
 	Phases map[string]int64 `json:"phases_us,omitempty"`
-	// Outcome is "ok", "error" (the function threw), "timeout", "crash", "throttled", "refused", "unavailable".
+	// Outcome is "ok", "error" (the function threw), "timeout", "crash", "throttled", "refused", "unavailable",
+	// or "gone" (the client left while the request waited).
 	Outcome string `json:"outcome"`
-	// Status is the HTTP status of the answer.
+	// Status is the HTTP status of the answer; 0 when nobody was there to read one.
 	Status    int    `json:"status"`
 	ErrorType string `json:"error_type,omitempty"`
 	Detail    string `json:"detail,omitempty"`

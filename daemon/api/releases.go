@@ -7,15 +7,15 @@ import (
 )
 
 // Paths of releases, traffic, aliases and environments. All of them take ?project=&environment= where
-// they have no body; an environment that is left out is the default one, a project may be left out where
-// the host has only one.
+// they have no body; lists then hold all that match. Elsewhere an environment that is left out is the default
+// one, and a project may be left out where the host has only one; only what removes an environment needs both.
 const (
 	PathRollbacks    = Prefix + "/rollbacks"    // POST RollbackRequest → stream of DeployEvent, as a deploy
 	PathTraffic      = Prefix + "/traffic"      // GET → []Traffic; PUT TrafficRequest → Traffic
 	PathPromotions   = Prefix + "/promotions"   // POST ReleaseRequest → Traffic: the canary takes all requests
 	PathAborts       = Prefix + "/aborts"       // POST ReleaseRequest → Traffic: the canary takes none
-	PathDiff         = Prefix + "/diff"         // GET ?from=&to= → ReleaseDiff
-	PathAliases      = Prefix + "/aliases"      // GET ?function= → []Alias; PUT Alias → Alias; DELETE ?function=&name= → Alias
+	PathDiff         = Prefix + "/diff"         // GET ?from=&to= → ReleaseDiff; from is the active release when left out
+	PathAliases      = Prefix + "/aliases"      // GET ?function= → []Alias, of all functions and environments without it; PUT Alias → Alias; DELETE ?function=&name= → Alias
 	PathEnvironments = Prefix + "/environments" // GET → []EnvironmentInfo; DELETE → EnvironmentInfo: removes all of it
 )
 

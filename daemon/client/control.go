@@ -1,8 +1,11 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"time"
@@ -42,8 +45,8 @@ func (c *Client) RemoveFunction(ctx context.Context, key function.Key) (api.Remo
 }
 
 // Releases returns the kept releases. An empty project or environment name means all.
-func (c *Client) Releases(ctx context.Context, env function.Environment) ([]function.Release, error) {
-	var out []function.Release
+func (c *Client) Releases(ctx context.Context, env function.Environment) ([]api.ReleaseInfo, error) {
+	var out []api.ReleaseInfo
 	return out, c.get(ctx, callTimeout, api.PathReleases, environmentQuery(env), &out)
 }
 
@@ -82,7 +85,20 @@ func (c *Client) get(ctx context.Context, timeout time.Duration, path string, qu
 
 // call makes one call without a body and decodes its JSON answer.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, out any) error {
-	resp, err := c.do(ctx, method, path, query)
+	return c.exchange(ctx, method, path, query, nil, out)
+}
+
+// send makes one call with a JSON body and decodes its JSON answer.
+func (c *Client) send(ctx context.Context, method, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
+	return c.exchange(ctx, method, path, nil, body, out)
+}
+
+func (c *Client) exchange(ctx context.Context, method, path string, query url.Values, body []byte, out any) error {
+	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}
@@ -93,11 +109,19 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
-// do makes one call without a body; a status other than 2xx is *api.Error. The caller closes the body.
-func (c *Client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.url(path, query), nil)
+// do makes one call; no body is nil, any other is JSON. A status other than 2xx is *api.Error. The caller
+// closes the body of the answer.
+func (c *Client) do(ctx context.Context, method, path string, query url.Values, body []byte) (*http.Response, error) {
+	var content io.Reader
+	if body != nil {
+		content = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.url(path, query), content)
 	if err != nil {
 		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -25,6 +25,10 @@ const maxErrorBody = 1 << 20
 // deploy ended.
 var ErrStreamCut = errors.New("lfxd went away during the deploy, which took effect whole or not at all: once lfxd is back, `lfxctl releases` shows which release is active, and the same deploy again is safe")
 
+// ErrRollbackCut is returned by Rollback when the connection ended before the daemon said how the
+// rollback ended.
+var ErrRollbackCut = errors.New("lfxd went away during the rollback, which took effect whole or not at all: once lfxd is back, `lfxctl releases` shows which release is active")
+
 // ConnectError says that the daemon could not be reached. Its text is one sentence with the remedy.
 // It is errdefs.ErrPermissionDenied or errdefs.ErrUnavailable besides what it wraps.
 type ConnectError struct {

@@ -34,7 +34,7 @@ type LogQuery struct {
 // ctx is done, whose cause it then returns. A daemon that goes away meanwhile is
 // errdefs.ErrUnavailable.
 func (c *Client) Logs(ctx context.Context, query LogQuery, each func(api.LogEntry)) error {
-	resp, err := c.do(ctx, http.MethodGet, api.PathLogs, query.values())
+	resp, err := c.do(ctx, http.MethodGet, api.PathLogs, query.values(), nil)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,7 @@ type Config struct {
 	Functions Functions `toml:"functions"`
 	Build     Build     `toml:"build"`
 	Logs      Logs      `toml:"logs"`
+	Records   Records   `toml:"records"`
 	Releases  Releases  `toml:"releases"`
 }
 
@@ -107,8 +108,12 @@ type Functions struct {
 	// The most instances of one function when its manifest does not say; 0 chooses by the host: four for each
 	// core, as far as memory goes.
 	DefaultMax int `toml:"default_max"`
-	// How long an instance without work is kept.
+	// How long an instance without work is kept at most.
 	IdleTimeout Duration `toml:"idle_timeout"`
+	// Who says how long an idle instance is kept within `idle_timeout`: `adaptive` learns when each function is called and
+	// weighs it against the memory and the time of a start, and may start an instance ahead of a call; `fixed` keeps all of
+	// them until then.
+	KeepAlive string `toml:"keep_alive"`
 	// How long a function may take to start. 10 s is Lambda's own limit.
 	InitTimeout Duration `toml:"init_timeout"`
 	// How many requests may wait for one function; more are answered with 429.
@@ -159,6 +164,12 @@ type Logs struct {
 	Journald string `toml:"journald"`
 }
 
+// Records bounds what lfxd remembers of single invocations for `lfxctl why`.
+type Records struct {
+	// How many of the newest invocations have a record. Records are in memory, about 300 bytes each; 0 means none.
+	Max int `toml:"max"`
+}
+
 // Releases says what is kept for rollbacks.
 type Releases struct {
 	// How many releases of each environment are kept with their images.
@@ -187,7 +198,7 @@ func Default() *Config {
 			Table: "lfx", MTU: 1500, DNS: []string{}, Allow: []string{},
 		},
 		Functions: Functions{
-			IdleTimeout: Duration{10 * time.Minute}, InitTimeout: Duration{10 * time.Second},
+			IdleTimeout: Duration{10 * time.Minute}, KeepAlive: "adaptive", InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
 			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
 			Spares: 1, MaxSpares: 16, NetworksAhead: 4,
@@ -197,6 +208,7 @@ func Default() *Config {
 			ContextEntries: 50_000, LogLimit: 8 << 20, CacheLimit: 20 << 30,
 		},
 		Logs:     Logs{MaxBytesPerFunction: 16 << 20, Journald: "auto"},
+		Records:  Records{Max: 20_000},
 		Releases: Releases{Keep: 10},
 	}
 }

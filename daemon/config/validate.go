@@ -194,6 +194,9 @@ var neverAllowed = []netip.Prefix{
 	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/3"),
 }
 
+// maxRecords bounds the records of invocations: about 300 MB.
+const maxRecords = 1_000_000
+
 func (c *Config) validateBounds(p *problems) {
 	atLeast := func(key string, value, least int64, unit string) {
 		p.check(value >= least, key, "%d%s is too small, it must be at least %d%s", value, unit, least, unit)
@@ -206,6 +209,8 @@ func (c *Config) validateBounds(p *problems) {
 	}
 	atLeast("functions.default_max", int64(c.Functions.DefaultMax), 0, "")
 	duration("functions.idle_timeout", c.Functions.IdleTimeout, time.Second)
+	k := c.Functions.KeepAlive
+	p.check(k == "adaptive" || k == "fixed", "functions.keep_alive", "%q must be adaptive or fixed", k)
 	duration("functions.init_timeout", c.Functions.InitTimeout, time.Second)
 	atLeast("functions.queue_limit", int64(c.Functions.QueueLimit), 0, "")
 	duration("functions.queue_timeout", c.Functions.QueueTimeout, 100*time.Millisecond)
@@ -229,5 +234,7 @@ func (c *Config) validateBounds(p *problems) {
 	size("logs.max_bytes_per_function", c.Logs.MaxBytesPerFunction, 64<<10)
 	j := c.Logs.Journald
 	p.check(j == "auto" || j == "on" || j == "off", "logs.journald", "%q must be auto, on or off", j)
+	r := c.Records.Max
+	p.check(r >= 0 && r <= maxRecords, "records.max", "%d must be between 0 (none) and %d", r, maxRecords)
 	atLeast("releases.keep", int64(c.Releases.Keep), 1, "")
 }

@@ -501,6 +501,9 @@ func releaseName(host string, r *function.Release, name string) string {
 // result says what the release changes against the one that was active before.
 func (j *job) result(rel function.Release, versions map[string]*function.Version, before *function.Release) *api.DeployResult {
 	res := &api.DeployResult{Release: rel, Plan: j.req.Plan}
+	if before != nil {
+		res.Previous = before.Number
+	}
 	for _, p := range j.parts {
 		f := api.DeployFunction{Name: p.spec.Name, Version: rel.Versions[p.spec.Name], Change: "created", Port: p.spec.Port}
 		if before != nil {

@@ -101,12 +101,14 @@ type Call struct {
 	// req outlives the call: the instance's log needs it until the runtime is back in next.
 	req    *invocation.Request
 	answer Answer
+	told   told
 }
 
 // begin makes c a new call: the one place where a call begins.
-func (g *Gateway) begin(c *Call, reply Reply) {
+func (g *Gateway) begin(c *Call, scope Scope, reply Reply) {
 	c.g, c.reply, c.id, c.dryRun, c.route = g, reply, newID(), false, nil
-	c.req = &invocation.Request{ID: c.id}
+	c.req = &invocation.Request{ID: c.id, Trace: invocation.Trace{Accepted: time.Now()}}
+	c.told = told{scope: scope}
 	c.answer = Answer{}
 	c.answer.set("X-Amzn-Requestid", c.id)
 }
@@ -134,7 +136,7 @@ func (c *Call) closeRoute() {
 // what has to wait does so in Reply.Wait, and the answer may come long after Serve has returned. It reads
 // the body before it returns.
 func (g *Gateway) Serve(ctx context.Context, c *Call, scope Scope, reply Reply) {
-	g.begin(c, reply)
+	g.begin(c, scope, reply)
 	if !g.accept(ctx, c, scope) {
 		return
 	}
@@ -157,12 +159,17 @@ func (c *Call) Complete(out *invocation.Outcome) {
 func (c *Call) logPanic() {
 	if v := recover(); v != nil {
 		c.g.opts.Log.Error("request handler panicked", "method", c.Method, "path", c.Path, "panic", v, "stack", string(debug.Stack()))
+		c.failed()
 		c.drop()
 	}
 }
 
-// Abort gives back what a call holds whose goroutine panicked; its owner then ends the connection.
-func (c *Call) Abort() { c.closeRoute() }
+// Abort gives back what a call holds whose goroutine panicked; its owner then ends the connection. It does
+// nothing to a call that has its answer.
+func (c *Call) Abort() {
+	c.failed()
+	c.closeRoute()
+}
 
 // Wait invokes and answers. A client that goes away while the request waits takes it out of the
 // queue; once it runs, it runs to its end, as on Lambda.
@@ -175,6 +182,7 @@ func (c *Call) Wait(client context.Context) {
 	case err == nil:
 		c.succeed(out)
 	case cause == context.Canceled: //nolint:errorlint // the client left, nobody reads an answer
+		c.observe(invocation.Call{Result: invocation.Gone, Detail: "the client went away before an instance was free"})
 		c.drop()
 	case cause != nil:
 		c.refuse(&invocation.UnavailableError{Err: cause}) // the daemon shuts down
@@ -193,8 +201,8 @@ func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scop
 		Length: r.ContentLength, Expect: h.Get("Expect") != "",
 		Body: &httpBody{r.Body, http.NewResponseController(w)},
 	}}
-	g.begin(c, &httpReply{w, r.Context()})
-	defer c.closeRoute() // after a panic
+	g.begin(c, scope, &httpReply{w, r.Context()})
+	defer c.Abort()
 	if g.accept(r.Context(), c, scope) {
 		c.Wait(r.Context())
 	}

@@ -46,6 +46,8 @@ type Scope struct {
 	Environment *function.Environment
 	// Caller is the release binding of the calling instance's invocation; nil from outside.
 	Caller invocation.Binding
+	// Parent is the request id of that invocation; empty from outside.
+	Parent string
 }
 
 // Target is what a request asks for.
@@ -70,6 +72,8 @@ type Options struct {
 	Account func(function.Environment) string
 	// Overhead is what a request may take beside the function's timeout: queue, init and a margin.
 	Overhead time.Duration
+	// Observer is told how every call ended; may be nil.
+	Observer invocation.Observer
 	Log      *slog.Logger
 }
 
@@ -128,6 +132,7 @@ func (g *Gateway) accept(ctx context.Context, c *Call, scope Scope) bool {
 		return false
 	case c.dryRun:
 		c.answer.Status = http.StatusNoContent
+		c.observe(invocation.Call{Status: http.StatusNoContent})
 		c.end()
 		return false
 	}
@@ -154,11 +159,13 @@ func (g *Gateway) resolve(ctx context.Context, c *Call, scope Scope) (qualifier 
 	if err != nil {
 		return "", err
 	}
+	c.told.name, c.told.qualifier = ref.Name, ref.Qualifier
 	route, err := g.opts.Resolver.Resolve(ctx, Target{Scope: scope, Host: hostname(c.Host), Ref: ref})
 	if err != nil {
 		return "", err
 	}
 	c.route = route
+	c.told.version, c.told.release = route.Version(), route.ReleaseNumber()
 	return ref.Qualifier, nil
 }
 
@@ -378,6 +385,7 @@ var errDeadline = NewError("ServiceException", "The invocation did not end in th
 
 // succeed answers with the outcome.
 func (c *Call) succeed(out *invocation.Outcome) {
+	c.observeOutcome(out)
 	a := &c.answer
 	a.Status, a.Body, a.Free = http.StatusOK, out.Payload, out.Free
 	a.set("Content-Type", "application/json")
@@ -406,6 +414,7 @@ func rootOf(trace string) string {
 // refuse answers with an error and logs what is ours to know.
 func (c *Call) refuse(err error) {
 	e := translate(err)
+	c.observeRefusal(e, err)
 	if e.Status >= 500 {
 		c.g.opts.Log.Error("invocation refused", "request_id", c.id, "path", c.Path, "error", err)
 	}

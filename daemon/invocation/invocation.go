@@ -32,6 +32,8 @@ type Request struct {
 	// Binding is the release the request is bound to; calls that the function makes while it
 	// handles this request stay on it. Opaque to everyone but the pool.
 	Binding Binding
+	// Trace is written by those who handle the request.
+	Trace Trace
 }
 
 // Binding is a release that a request was bound to when it was accepted.
@@ -49,6 +51,8 @@ type Outcome struct {
 	FunctionError string
 	// ErrorType is the error's class for records and logs, for example "Sandbox.Timedout".
 	ErrorType string
+	// Result is OK, Failed, TimedOut or Crashed.
+	Result Result
 	// LogTail is the end of START … REPORT, only when the request asked for it.
 	LogTail []byte
 	// Free returns Payload's buffer; may be nil. Payload must not be used after it.

@@ -81,6 +81,7 @@ functions:
     tmp: 1GB
     workdir: /srv
   pulled: {image: alpine, cpu: 2, timeout: 30, command: [a, "b c"]}
+canary: {after: 1h, min_requests: 20, max_p99_ratio: "${RATIO:-1.25}"}
 `})
 	got, err := Load(dir, Options{
 		Environment: "staging",
@@ -93,6 +94,7 @@ functions:
 		Environment: function.Environment{Project: "shop", Name: "staging"},
 		Dir:         dir,
 		File:        "lfx.yaml",
+		Canary:      Canary{After: time.Hour, MinRequests: 20, MaxErrorRate: 0.01, MaxP99Ratio: 1.25},
 		Specs: []function.Spec{{
 			Name:  "cart",
 			Build: &function.Build{Context: "cart", Dockerfile: "Dockerfile.prod", Target: "final", Args: map[string]string{"REVISION": "unknown", "DEBUG": "true"}},
@@ -191,6 +193,12 @@ lfx.yaml:13: functions.f.workdir: is empty: write an absolute path, or remove th
 		{"shared", "functions:\n  a: {build: hello, port: 9001, default: true}\n  b: {build: hello, port: 9001, default: true}\n",
 			`lfx.yaml:3: functions.b.port: 9001 is the port of a already: give each function a port of its own
 lfx.yaml:3: functions.b.default: a is the default already: only one function can be`},
+		{"canary", "canary: {after: 5s, min_requests: 0, max_error_rate: 2, max_p99_ratio: 0.5, more: 1}\nfunctions: {a: {build: hello}}\n",
+			`lfx.yaml:1: canary.after: 5s is not between 10s and 168h
+lfx.yaml:1: canary.min_requests: 0 is not between 1 and 1000000000
+lfx.yaml:1: canary.max_error_rate: "2" is not a number between 0 and 1
+lfx.yaml:1: canary.max_p99_ratio: "0.5" is not a number between 1 and 1000
+lfx.yaml:1: canary: unknown key "more": the keys here are after, min_requests, max_error_rate, max_p99_ratio`},
 		{"empty", "", "lfx.yaml:1: is empty: write functions: and at least one function"},
 		{"comment", "# nothing\n", "lfx.yaml:1: is empty: write functions: and at least one function"},
 		{"null", "---\n~\n", "lfx.yaml:2: is empty: write functions: and at least one function"},

@@ -50,6 +50,8 @@ type Project struct {
 	File string
 	// Specs are the functions by name, at least one.
 	Specs []function.Spec
+	// Canary says how a canary is judged; the defaults where the manifest says nothing.
+	Canary Canary
 	// Warnings are sentences for the user; the project is fine.
 	Warnings []string
 }
@@ -72,7 +74,7 @@ func Load(dir string, opt Options) (*Project, error) {
 		return nil, err
 	}
 	defer root.Close()
-	p := &Project{Environment: function.Environment{Name: opt.Environment}, Dir: abs}
+	p := &Project{Environment: function.Environment{Name: opt.Environment}, Dir: abs, Canary: DefaultCanary()}
 	if p.File, err = findManifest(root); err != nil {
 		return nil, err
 	}
@@ -144,6 +146,7 @@ func (p *Project) read(root *os.Root, lookup Lookup) error {
 	if len(errs) > 0 {
 		return errs.sorted(p.File)
 	}
+	p.Canary = decl.canary
 	for _, f := range decl.functions {
 		p.Specs = append(p.Specs, f.Spec)
 	}

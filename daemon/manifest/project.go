@@ -23,6 +23,7 @@ var (
 	projectFields = []field[projectDecl]{
 		{"project", (*decoder).project},
 		{"functions", (*decoder).functions},
+		{"canary", (*decoder).canary},
 	}
 	functionFields = []field[functionDecl]{
 		{"build", (*decoder).build},
@@ -81,6 +82,7 @@ func object[T any](d *decoder, v value, fields []field[T], into *T, skip func(ke
 type projectDecl struct {
 	name      string
 	functions []functionDecl
+	canary    Canary
 }
 
 // functionDecl is one function as written; its environment is made of two parts.
@@ -95,7 +97,7 @@ type functionDecl struct {
 // decodeProject reads the root of a manifest.
 func (d *decoder) decodeProject(root *yaml.Node) projectDecl {
 	v := value{node: root, pos: position{d.file, root.Line, root.Column}}
-	var p projectDecl
+	p := projectDecl{canary: DefaultCanary()}
 	if root.Kind == yaml.ScalarNode && root.ShortTag() == "!!null" {
 		d.wrong(v, "is empty: write functions: and at least one function")
 		return p

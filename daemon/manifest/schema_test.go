@@ -57,6 +57,7 @@ func schemaKeys(t *testing.T) map[string]struct{ schema, decoder []string } {
 		"project":     pair(keys(projectFields)),
 		"function":    pair(keys(functionFields), "$defs", "function"),
 		"build":       pair(keys(buildFields), "$defs", "build"),
+		"canary":      pair(keys(canaryFields), "properties", "canary"),
 		"concurrency": pair(keys(concurrencyFields), "$defs", "function", "properties", "concurrency"),
 	}
 }

@@ -58,8 +58,8 @@ func TestStartsGoRoundTheFunctionsThatWait(t *testing.T) {
 		if got["long"] != 2 || got["short"] != 2 || got["other"] != 2 {
 			t.Errorf("instances by function: %v, want two each", got)
 		}
-		if s.most > 6 {
-			t.Errorf("%d instances at once, the host may have 6", s.most)
+		if s.count().most > 6 {
+			t.Errorf("%d instances at once, the host may have 6", s.count().most)
 		}
 		wg.Wait()
 	})
@@ -86,9 +86,9 @@ func TestWhoHasMoreGivesWay(t *testing.T) {
 		if a.Instances < 3 || b.Instances < 3 || a.Instances+b.Instances > 8 {
 			t.Errorf("a has %d and b %d of 8 instances, want about the half each", a.Instances, b.Instances)
 		}
-		before := s.started
+		before := s.count().started
 		time.Sleep(time.Minute)
-		if n := s.started - before; n > 4 {
+		if n := s.count().started - before; n > 4 {
 			t.Errorf("%d instances were started in a minute of even load", n)
 		}
 		close(stop)
@@ -210,7 +210,7 @@ func TestMemoryIsAdmittedByLimitsAndByUse(t *testing.T) {
 			t.Errorf("%d instances beside a small use, want the 8 that the limits allow", st.Instances)
 		}
 		wg.Wait()
-		for _, w := range s.icy { // all of them end
+		for _, w := range s.workers() { // all of them end
 			w.Close("test")
 		}
 		time.Sleep(time.Second)
@@ -249,7 +249,7 @@ func TestIdleInstancesLeaveBeforeTheBudgetIsUsedUp(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		for _, w := range s.icy {
+		for _, w := range s.workers() {
 			w.memory.Store(60 << 20)
 		}
 		host.used.Store(960)
@@ -264,7 +264,7 @@ func TestIdleInstancesLeaveBeforeTheBudgetIsUsedUp(t *testing.T) {
 		}
 		host.used.Store(2000) // all that may leave does, and min stays
 		time.Sleep(3 * time.Second)
-		if n := s.alive; n != 1 || r.Pool("min").Stats().Idle != 1 {
+		if n := s.count().alive; n != 1 || r.Pool("min").Stats().Idle != 1 {
 			t.Errorf("%d instances are left, %+v of min", n, r.Pool("min").Stats())
 		}
 	})

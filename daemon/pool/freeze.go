@@ -67,8 +67,13 @@ func (p *Pool) freeze(s *slot, now time.Time) {
 	s.cold, s.callOff = true, cancel
 	p.mu.Unlock()
 	err := f.Freeze(ctx)
+	var holds int64
+	if err == nil && p.opts.Policy != nil {
+		holds = s.memory()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.observeMemoryLocked(holds)
 	s.callOff = nil
 	if err != nil {
 		s.cold = false
@@ -105,6 +110,7 @@ func (p *Pool) thawed(s *slot) bool {
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	p.log.Debug("instance ended while it was frozen", "instance", s.worker.ID(), "function", p.version.Key.String(), "error", err)
+	p.opts.Observer.Ended(p.version, EndFailed)
 	s.worker.Close("failure")
 	return false
 }

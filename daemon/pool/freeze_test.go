@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -42,6 +43,12 @@ func (s *icyStarter) Start(ctx context.Context, req StartRequest) (Worker, error
 	s.icy = append(s.icy, i)
 	s.mu.Unlock()
 	return i, nil
+}
+
+func (s *icyStarter) workers() []*icyWorker {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.icy)
 }
 
 func (w *icyWorker) Freeze(ctx context.Context) error {
@@ -99,7 +106,7 @@ func TestIdleInstancesAreFrozenAndThawedForTheNextEvent(t *testing.T) {
 		}
 		for range 3 {
 			time.Sleep(5 * time.Second)
-			if got := states(r.Pool("f")); got != "frozen" || !s.icy[0].frozen.Load() {
+			if got := states(r.Pool("f")); got != "frozen" || !s.workers()[0].frozen.Load() {
 				t.Errorf("after five seconds: %s", got)
 			}
 			before := time.Now()
@@ -113,8 +120,8 @@ func TestIdleInstancesAreFrozenAndThawedForTheNextEvent(t *testing.T) {
 				t.Errorf("after the call: %s", got)
 			}
 		}
-		if s.started != 1 || s.freezes.Load() != 3 || s.thaws.Load() != 3 {
-			t.Errorf("%d starts, %d freezes, %d thaws; want 1, 3, 3", s.started, s.freezes.Load(), s.thaws.Load())
+		if s.count().started != 1 || s.freezes.Load() != 3 || s.thaws.Load() != 3 {
+			t.Errorf("%d starts, %d freezes, %d thaws; want 1, 3, 3", s.count().started, s.freezes.Load(), s.thaws.Load())
 		}
 	})
 }
@@ -149,8 +156,8 @@ func TestFreezeIsCalledOffByAnEvent(t *testing.T) {
 				t.Errorf("the call waited %s for the freeze", took)
 			}
 		}
-		if s.started != 1 {
-			t.Errorf("%d instances were started, want 1", s.started)
+		if s.count().started != 1 {
+			t.Errorf("%d instances were started, want 1", s.count().started)
 		}
 	})
 }
@@ -172,7 +179,7 @@ func TestInstanceThatCannotBeFrozenIsNotTriedAllTheTime(t *testing.T) {
 			t.Errorf("state %s, want idle", got)
 		}
 		time.Sleep(10 * time.Minute)
-		if s.alive != 0 {
+		if s.count().alive != 0 {
 			t.Error("it does not end after its idle time")
 		}
 	})
@@ -219,8 +226,9 @@ func TestFrozenInstancesEndLikeOthers(t *testing.T) {
 					t.Fatalf("state %q, want frozen", got)
 				}
 				end(m)
-				if s.alive != 0 {
-					t.Errorf("%d instances are left", s.alive)
+				synctest.Wait()
+				if s.count().alive != 0 {
+					t.Errorf("%d instances are left", s.count().alive)
 				}
 				closeManager(m)
 			})
@@ -256,13 +264,13 @@ func TestInstancesForPeople(t *testing.T) {
 		want(StateStarting, 7, 0, 0)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		s.icy[0].memory.Store(5 << 20)
+		s.workers()[0].memory.Store(5 << 20)
 		want(StateBusy, 7, 1, 5<<20)
 		wg.Wait()
 		want(StateIdle, 7, 0, 5<<20)
 		time.Sleep(5 * time.Second)
 		want(StateFrozen, 7, 0, 5<<20)
-		s.icy[0].Close("test")
+		s.workers()[0].Close("test")
 		want(StateStopping, 7, 0, 5<<20)
 	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
 // Options are the settings of a Manager.
@@ -27,6 +28,9 @@ type Options struct {
 	QueueTimeout time.Duration
 	// IdleTimeout is how long an instance above min stays idle.
 	IdleTimeout time.Duration
+	// Policy says how long an idle instance is kept within IdleTimeout, which go first, and when one is started
+	// ahead of need; nil keeps all for IdleTimeout.
+	Policy *policy.Policy
 	// FreezeAfter is how long an instance is idle before its processes are stopped; 0 means never.
 	FreezeAfter time.Duration
 	// MaxInstances caps the instances of all functions together; 0 means no cap.
@@ -38,7 +42,9 @@ type Options struct {
 	// MemoryUsed reads what all instances really use, in bytes, without page cache. It may be nil: then only their limits
 	// count. It is called by one goroutine, about once a second.
 	MemoryUsed func() (int64, error)
-	Log        *slog.Logger
+	// Observer is told what becomes of instances; may be nil.
+	Observer Observer
+	Log      *slog.Logger
 }
 
 // Manager holds the pools of all versions and the live releases of all environments.
@@ -60,6 +66,7 @@ type Manager struct {
 	mu     sync.Mutex
 	pools  map[versionKey]*entry
 	limits map[function.Key]*limit
+	newest map[function.Key]*Pool // made last, while it is in pools
 	// retired are pools that nobody uses any more and whose instances are not all gone.
 	retired map[*Pool]struct{}
 	closed  bool
@@ -85,11 +92,14 @@ type environment struct {
 
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
+	if opts.Observer == nil {
+		opts.Observer = nobody{}
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Manager{
 		opts: opts, ctx: ctx, cancel: cancel,
 		host: newLimit(opts.MaxInstances, one), memory: newLimit(int64(float64(opts.MemoryMB)*max(opts.Overcommit, 1)), memoryOf),
-		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, retired: map[*Pool]struct{}{},
+		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, newest: map[function.Key]*Pool{}, retired: map[*Pool]struct{}{},
 	}
 	m.host.fair, m.memory.fair = true, true
 	if opts.MemoryUsed != nil && opts.MemoryMB > 0 {
@@ -178,6 +188,10 @@ func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool
 	for _, l := range p.limits() {
 		l.join(p)
 	}
+	if before := m.newest[v.Key]; before != nil {
+		p.learn(before)
+	}
+	m.newest[v.Key] = p
 	return p
 }
 
@@ -198,6 +212,9 @@ func (m *Manager) unrefLocked(v *function.Version) *Pool {
 // removeLocked forgets a pool that nobody uses; the caller closes it.
 func (m *Manager) removeLocked(k versionKey, e *entry) {
 	delete(m.pools, k)
+	if m.newest[k.Key] == e.pool {
+		delete(m.newest, k.Key)
+	}
 	m.retired[e.pool] = struct{}{}
 	for _, l := range e.pool.limits() {
 		l.leave(e.pool)
@@ -523,10 +540,11 @@ func (m *Manager) sweep(now time.Time) {
 	}
 	m.mu.Unlock()
 	m.measure()
+	scarcity := m.memory.scarcity()
 	m.host.offer(nil)
 	m.memory.offer(nil)
 	for _, p := range all {
-		p.sweep(now)
+		p.sweep(now, scarcity)
 	}
 	for _, p := range last {
 		p.close()

@@ -2,6 +2,8 @@ package pool
 
 import (
 	"time"
+
+	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
 // Memory is admitted by two rules, and both must hold:
@@ -113,6 +115,16 @@ func (l *limit) excess(percent int64) int64 {
 	return l.gauge.used - l.gauge.leaving - l.gauge.budget*percent/100
 }
 
+// scarcity says how dear memory is now.
+func (l *limit) scarcity() float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gauge == nil {
+		return policy.Scarcity(l.used, l.max)
+	}
+	return policy.Scarcity(l.gauge.used+l.gauge.young, l.gauge.budget)
+}
+
 // measure reads what the instances use and ends idle ones before the budget is used up.
 func (m *Manager) measure() {
 	if m.memory.gauge == nil {
@@ -164,13 +176,16 @@ func (m *Manager) evictWhile(more func(n int) bool) (n int) {
 	return n
 }
 
-// worth says what the pool's coldest idle instance is worth: the time to make another one over the time that it was not
-// used. False when there is none.
+// worth says what the pool's coldest idle instance is worth: with a policy the waiting that it is likely to save for its
+// memory, else the time to make another one over the time that it was not used. False when there is none.
 func (p *Pool) worth(now time.Time) (float64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.idle) == 0 || p.warming.Load() > 0 {
 		return 0, false
+	}
+	if p.opts.Policy != nil {
+		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), now.Sub(p.idle[0].idleSince())), true
 	}
 	unused := max(now.Sub(p.idle[0].used), time.Millisecond)
 	return float64(max(p.cost, time.Millisecond)) / float64(unused), true
@@ -194,13 +209,14 @@ func (p *Pool) evictIdle(all bool) bool {
 		return false
 	}
 	s := p.idle[0]
+	p.gaveUpLocked(s)
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	if p.memory.gauge != nil {
 		s.freed.Store(s.memory() >> 20)
 		p.memory.evicted(s.freed.Load())
 	}
-	s.worker.Close("spindown")
+	p.end(s, EndRoom)
 	return true
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
 // Caps of the model: instances of every function, instances of all, and MiB of all.
@@ -237,8 +238,12 @@ func TestRandomLives(t *testing.T) {
 
 func live(t *testing.T, seed uint64) {
 	mod := &model{t: t, rand: rand.New(rand.NewPCG(seed, 1)), alive: map[function.Key]int{}}
+	var keep *policy.Policy
+	if seed%3 != 0 {
+		keep = fallback(2 * time.Second)
+	}
 	m := NewManager(Options{
-		Starter: mod, DefaultMax: func(*function.Version) int { return modelMax }, QueueLimit: 8, QueueTimeout: 2 * time.Second,
+		Policy: keep, Starter: mod, DefaultMax: func(*function.Version) int { return modelMax }, QueueLimit: 8, QueueTimeout: 2 * time.Second,
 		IdleTimeout: 5 * time.Second, FreezeAfter: 500 * time.Millisecond, MaxInstances: modelHost,
 		MemoryMB: modelMemory, Overcommit: 1.5, MemoryUsed: mod.use, Log: slog.New(slog.DiscardHandler),
 	})

@@ -12,6 +12,7 @@ import (
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
+	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
 // Worker is one instance as its pool sees it: it runs one invocation at a time.
@@ -111,6 +112,9 @@ type slot struct {
 	state  state
 	used   time.Time
 	begun  time.Time // when its start began
+	// standsFor is set while an instance that was started ahead of need waits for its first invocation: when the one that it
+	// stands for had become idle.
+	standsFor time.Time
 	// binding is the release of the invocation in progress or the last one, else of the start.
 	binding invocation.Binding
 	// cold: the instance is frozen, or is being frozen; callOff ends the latter. warmUntil is when it may be tried again.
@@ -165,6 +169,8 @@ type grant struct {
 type beginning struct {
 	since   time.Time
 	binding invocation.Binding
+	// standsFor is set for a start ahead of need; see slot.
+	standsFor time.Time
 }
 
 // Pool holds the instances of one version and the requests that wait for one.
@@ -191,6 +197,10 @@ type Pool struct {
 	starting int                     // len(starts)
 	starts   map[*beginning]struct{} // under way
 	cost     time.Duration           // what a start takes: a mean
+	idleMB   float64                 // what an idle instance holds, as last measured; 0 before
+	known    policy.Func             // for opts.Policy
+	price    policy.Cost             // as last given to it
+	scarcity float64                 // of memory, at the last sweep
 	freezing bool                    // a round of freezing is under way
 	min      int
 	lastErr  error         // of the newest failed start; nil after a good one
@@ -213,6 +223,9 @@ func (p *Pool) Version() *function.Version { return p.version }
 func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
 	for {
 		s, outcome, err := p.acquire(ctx, req)
+		if err == nil {
+			granted(req)
+		}
 		if s == nil {
 			return outcome, err
 		}
@@ -260,13 +273,11 @@ func (p *Pool) takeIdleLocked(req *invocation.Request) *slot {
 	s := p.idle[n-1]
 	p.idle[n-1] = nil
 	p.idle = p.idle[:n-1]
+	p.tookLocked(s)
 	s.takeLocked()
 	s.binding = req.Binding
 	return s
 }
-
-// stopped says that the function takes no requests.
-func (p *Pool) stopped() bool { return p.version.Config.Concurrency.Stopped || p.limit.stopped.Load() }
 
 // acquire takes the hottest idle slot, or waits for one.
 func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *invocation.Outcome, error) {
@@ -291,6 +302,7 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
 	}
 	w := &waiter{ready: make(chan grant, 1), req: req}
+	queued(req)
 	p.pushLocked(w)
 	p.startForQueueLocked()
 	p.mu.Unlock()
@@ -389,6 +401,9 @@ func (p *Pool) throttled(detail string) error {
 	return &invocation.ThrottledError{Reason: reason, RetryAfter: time.Second, Detail: detail}
 }
 
+// stopped says whether the function must not run.
+func (p *Pool) stopped() bool { return p.version.Config.Concurrency.Stopped || p.limit.stopped.Load() }
+
 // stoppedError refuses a request for a function that must not run. It does not say when to try again: somebody has to
 // deploy before.
 func (p *Pool) stoppedError() error {
@@ -423,6 +438,7 @@ func (p *Pool) startForQueueLocked() {
 		if !p.startLocked(true) {
 			return
 		}
+		p.missedLocked()
 	}
 }
 
@@ -445,11 +461,15 @@ func (p *Pool) missingLocked() int {
 func (p *Pool) startNext() (started, more bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n, urgent := p.missingLocked(), true
-	if n == 0 {
-		n, urgent = p.missingMinLocked(), p.warming.Load() > 0
+	n := p.missingLocked()
+	if n > 0 {
+		if started = p.startLocked(true); started {
+			p.missedLocked()
+		}
+		return started, started && n > 1
 	}
-	started = n > 0 && p.startLocked(urgent)
+	n = p.missingMinLocked()
+	started = n > 0 && p.startLocked(p.warming.Load() > 0)
 	return started, started && n > 1
 }
 
@@ -482,7 +502,10 @@ func (p *Pool) startLater() {
 
 // startLocked starts one instance in the background, if there is room; it reports whether it did.
 // urgent means that somebody waits for it, for whom idle instances of others give way.
-func (p *Pool) startLocked(urgent bool) bool {
+func (p *Pool) startLocked(urgent bool) bool { return p.beginLocked(urgent, time.Time{}) }
+
+// beginLocked is startLocked; standsFor is for a start ahead of need, see slot.
+func (p *Pool) beginLocked(urgent bool, standsFor time.Time) bool {
 	if p.closed {
 		return false
 	}
@@ -495,7 +518,7 @@ func (p *Pool) startLocked(urgent bool) bool {
 			return false
 		}
 	}
-	b := &beginning{since: time.Now(), binding: p.binding}
+	b := &beginning{since: time.Now(), binding: p.binding, standsFor: standsFor}
 	p.starts[b] = struct{}{}
 	p.starting++
 	p.live.Add(1)
@@ -546,7 +569,7 @@ func (p *Pool) startForWaiter(b *beginning, first error) error {
 
 // startOne starts a worker and puts it to use: for the given waiter, else for the oldest one.
 func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
-	s := &slot{state: busy, used: time.Now(), begun: time.Now()}
+	s := &slot{state: busy, used: time.Now(), begun: time.Now(), standsFor: b.standsFor}
 	ready := make(chan struct{})
 	p.mu.Lock()
 	req := StartRequest{Version: p.version, Binding: p.binding, Phase: phase, Events: p.events(s, ready)}
@@ -560,23 +583,31 @@ func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
 	if err != nil {
 		return err
 	}
+	if w == nil { // idle in a moment: until then nobody must start another one for its waiter
+		s.answered.Store(time.Now().UnixNano())
+	}
 	p.memory.ready(p)
+	took := time.Since(s.begun)
 	p.mu.Lock()
 	s.worker = worker
 	p.slots[s] = struct{}{}
 	p.startedLocked(b)
-	p.observeStartLocked(time.Since(s.begun))
+	p.observeStartLocked(took)
 	p.failures, p.lastErr, p.restAt = 0, nil, time.Time{}
-	closed := p.closed
+	closed := p.closed && w == nil
+	if closed {
+		p.leaveLocked(s)
+	}
 	p.notifyLocked()
 	p.mu.Unlock()
 	p.workers.Add(1)
+	p.opts.Observer.Started(p.version, took, worker.Info().Phases)
 	close(ready)
 	switch {
 	case w != nil:
 		w.ready <- grant{slot: s}
 	case closed:
-		worker.Close("spindown")
+		p.end(s, EndRelease)
 	default:
 		p.idleAgain(s)
 	}
@@ -616,6 +647,7 @@ func (p *Pool) finishStart(b *beginning, err error, answered bool) {
 		p.restAt = p.retryAt
 	}
 	p.mu.Unlock()
+	p.opts.Observer.StartFailed(p.version)
 	for _, l := range p.limits() {
 		l.put(p)
 	}
@@ -666,10 +698,11 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.head != nil && p.starved() {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRoom)
 		return
 	}
 	if w := p.popLocked(); w != nil {
+		s.standsFor = time.Time{}
 		s.takeLocked()
 		s.binding = w.req.Binding
 		p.mu.Unlock()
@@ -679,7 +712,7 @@ func (p *Pool) idleAgain(s *slot) {
 	if p.closed {
 		p.leaveLocked(s)
 		p.mu.Unlock()
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 		return
 	}
 	s.state = idle
@@ -691,8 +724,12 @@ func (p *Pool) idleAgain(s *slot) {
 // dying takes a slot out of use and replaces it when somebody waits or min asks for it.
 func (p *Pool) dying(s *slot) {
 	p.mu.Lock()
+	unasked := s.state != leaving
 	p.leaveLocked(s)
 	p.mu.Unlock()
+	if unasked {
+		p.opts.Observer.Ended(p.version, EndFailed)
+	}
 }
 
 // leaveLocked marks a slot as leaving and removes it from the idle stack.
@@ -823,21 +860,25 @@ func (p *Pool) aliveLocked() int {
 
 // sweep closes workers that were idle for longer than the timeout, freezes those that are idle for a while, keeps min warm,
 // and retries the starts that the queue still needs.
-func (p *Pool) sweep(now time.Time) {
+func (p *Pool) sweep(now time.Time, scarcity float64) {
 	p.mu.Lock()
+	p.scarcity = scarcity
 	var old []*slot
 	alive := p.aliveLocked()
-	for len(p.idle) > 0 && alive-len(old) > p.min && now.Sub(p.idle[0].used) >= p.opts.IdleTimeout {
+	window := p.windowLocked(scarcity)
+	for len(p.idle) > 0 && alive-len(old) > p.min && p.overLocked(p.idle[0], now, window) {
 		s := p.idle[0]
+		p.gaveUpLocked(s)
 		p.leaveLocked(s)
 		old = append(old, s)
 	}
 	p.keepMinLocked()
 	p.startForQueueLocked()
+	p.prewarmLocked(now, window)
 	p.freezeLocked(now)
 	p.mu.Unlock()
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndIdle)
 	}
 }
 
@@ -860,7 +901,7 @@ func (p *Pool) close() {
 		l.forget(p)
 	}
 	for _, s := range old {
-		s.worker.Close("spindown")
+		p.end(s, EndRelease)
 	}
 	for _, w := range refused {
 		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}

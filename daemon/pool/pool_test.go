@@ -40,6 +40,15 @@ type fakeWorker struct {
 	busy   atomic.Bool
 }
 
+// counts are what a fakeStarter has done so far.
+type counts struct{ started, alive, most int }
+
+func (s *fakeStarter) count() counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return counts{s.started, s.alive, s.most}
+}
+
 func (s *fakeStarter) Start(ctx context.Context, req StartRequest) (Worker, error) {
 	s.mu.Lock()
 	s.started++
@@ -175,8 +184,8 @@ func TestOneInstanceServesCallsInTurn(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		if s.started != 1 {
-			t.Errorf("%d instances were started, want 1", s.started)
+		if s.count().started != 1 {
+			t.Errorf("%d instances were started, want 1", s.count().started)
 		}
 	})
 }
@@ -206,8 +215,8 @@ func TestEightCallsWithMaxOneAnswerInOrder(t *testing.T) {
 		if diff := cmp.Diff([]string{"0", "1", "2", "3", "4", "5", "6", "7"}, order); diff != "" {
 			t.Errorf("order of answers (-want +got):\n%s", diff)
 		}
-		if s.most != 1 {
-			t.Errorf("%d instances at once, want 1", s.most)
+		if s.count().most != 1 {
+			t.Errorf("%d instances at once, want 1", s.count().most)
 		}
 	})
 }
@@ -318,8 +327,8 @@ func TestMinIsKeptWarmAndDeadOnesAreReplaced(t *testing.T) {
 		s.workers[0].Close("killed")
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if got := r.Pool("f").Stats(); got.Idle != 2 || s.started != 3 {
-			t.Errorf("after one died: %+v with %d starts, want 2 idle and 3 starts", got, s.started)
+		if got := r.Pool("f").Stats(); got.Idle != 2 || s.count().started != 3 {
+			t.Errorf("after one died: %+v with %d starts, want 2 idle and 3 starts", got, s.count().started)
 		}
 	})
 }
@@ -361,8 +370,8 @@ func TestIdleInstancesEndAfterTheTimeout(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if got := r.Pool("f").Stats().Instances; got != 0 || s.alive != 0 {
-			t.Errorf("%d instances (%d alive) after the timeout, want none", got, s.alive)
+		if got := r.Pool("f").Stats().Instances; got != 0 || s.count().alive != 0 {
+			t.Errorf("%d instances (%d alive) after the timeout, want none", got, s.count().alive)
 		}
 	})
 }
@@ -431,8 +440,8 @@ func TestVersionsOfAFunctionShareItsMaximum(t *testing.T) {
 		if got, err := call(m, "f", "2"); err != nil || got != "shop/f:2/2 2 r2" {
 			t.Errorf("got %q, %v", got, err)
 		}
-		if s.most != 1 {
-			t.Errorf("%d instances at once, want 1", s.most)
+		if s.count().most != 1 {
+			t.Errorf("%d instances at once, want 1", s.count().most)
 		}
 		b.Close()
 	})
@@ -474,8 +483,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("the request in flight failed: %v", err)
 		}
-		if s.alive != 0 {
-			t.Errorf("%d instances are left", s.alive)
+		if s.count().alive != 0 {
+			t.Errorf("%d instances are left", s.count().alive)
 		}
 		if _, err := call(m, "f", "2"); !errors.Is(err, ErrNoRelease) {
 			t.Errorf("a call after Close: %v", err)

@@ -62,15 +62,15 @@ func TestSwitchWhereTwoMinimaDoNotFit(t *testing.T) {
 					if st := r2.Pool("f").Stats(); st.Instances != n {
 						t.Errorf("after the switch %d instances run, want %d", st.Instances, n)
 					}
-					started := s.started
+					started := s.count().started
 					close(stop)
 					wg.Wait()
 					time.Sleep(time.Minute)
-					if s.started > started+1 {
-						t.Errorf("instances are started without end: %d, then %d", started, s.started)
+					if s.count().started > started+1 {
+						t.Errorf("instances are started without end: %d, then %d", started, s.count().started)
 					}
-					if s.most > n {
-						t.Errorf("%d instances at once, want at most %d", s.most, n)
+					if s.count().most > n {
+						t.Errorf("%d instances at once, want at most %d", s.count().most, n)
 					}
 				})
 			})
@@ -90,8 +90,8 @@ func TestDrainingReleaseDoesNotKeepItsMinimum(t *testing.T) {
 		}
 		r2 := activate(t, m, 2, version("f", 2, 1, 1))
 		time.Sleep(time.Minute)
-		if s.started > 3 {
-			t.Errorf("%d instances were started while release 1 drains, want 2", s.started)
+		if s.count().started > 3 {
+			t.Errorf("%d instances were started while release 1 drains, want 2", s.count().started)
 		}
 		if st := r2.Pool("f").Stats(); st.Idle != 1 {
 			t.Errorf("the active release has %+v, want one idle instance", st)
@@ -137,8 +137,8 @@ func TestFailingStartsAreNotRepeatedAtOnce(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				if s.started > 20 {
-					t.Errorf("%d starts for four requests", s.started)
+				if s.count().started > 20 {
+					t.Errorf("%d starts for four requests", s.count().started)
 				}
 				if want := 4 * (1 - live); refused != want {
 					t.Errorf("%d requests were refused, want %d", refused, want)
@@ -179,8 +179,8 @@ func TestCapIsThatOfTheActiveRelease(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if s.most != 3 {
-			t.Errorf("%d instances at once, want the active release's 3", s.most)
+		if s.count().most != 3 {
+			t.Errorf("%d instances at once, want the active release's 3", s.count().most)
 		}
 	})
 }
@@ -261,8 +261,8 @@ func TestMemoryBudgetEvictsIdleInstancesOfOthers(t *testing.T) {
 				t.Errorf("%d MiB are in use", used)
 			}
 		}
-		if s.started != 4 || s.most > 2 {
-			t.Errorf("%d instances were started, %d at once; want 4, 2", s.started, s.most)
+		if s.count().started != 4 || s.count().most > 2 {
+			t.Errorf("%d instances were started, %d at once; want 4, 2", s.count().started, s.count().most)
 		}
 		if st := r.Pool("warm").Stats(); st.Idle != 1 {
 			t.Errorf("the minimum of another function gave way: %+v", st)
@@ -345,8 +345,8 @@ func TestCloseEndsInstancesOfRetiredPools(t *testing.T) {
 		activate(t, m, 2, version("f", 2, 0, 0))
 		<-r1.Drained()
 		closeManager(m) // a deadlock without the kill
-		if s.alive != 0 {
-			t.Errorf("%d instances are left", s.alive)
+		if s.count().alive != 0 {
+			t.Errorf("%d instances are left", s.count().alive)
 		}
 	})
 }

@@ -104,8 +104,28 @@ func (s *Server) table() []route {
 			return reply(w, d, err)
 		}},
 		{"GET", api.PathReleases, false, AccessControl, func(w http.ResponseWriter, r *http.Request, _ string) error {
-			return writeJSON(w, http.StatusOK, b.Releases(filter(r)))
+			return writeList(w, b.Releases(filter(r)))
 		}},
+		{"POST", api.PathRollbacks, false, AccessControl, s.rollback},
+		{"GET", api.PathTraffic, false, AccessControl, func(w http.ResponseWriter, r *http.Request, _ string) error {
+			return writeList(w, b.Traffic(filter(r)))
+		}},
+		{"PUT", api.PathTraffic, false, AccessControl, s.setTraffic},
+		{"POST", api.PathPromotions, false, AccessControl, s.endCanary(b.Promote)},
+		{"POST", api.PathAborts, false, AccessControl, s.endCanary(b.Abort)},
+		{"GET", api.PathDiff, false, AccessControl, s.diff},
+		{"GET", api.PathAliases, false, AccessControl, s.aliases},
+		{"PUT", api.PathAliases, false, AccessControl, s.setAlias},
+		{"DELETE", api.PathAliases, false, AccessControl, s.deleteAlias},
+		{"GET", api.PathEnvironments, false, AccessControl, func(w http.ResponseWriter, r *http.Request, _ string) error {
+			return writeList(w, b.Environments(filter(r)))
+		}},
+		{"DELETE", api.PathEnvironments, false, AccessControl, s.removeEnvironment},
+		{"GET", api.PathRecords, true, AccessControl, func(w http.ResponseWriter, _ *http.Request, id string) error {
+			rec, err := b.Record(id)
+			return reply(w, rec, err)
+		}},
+		{"GET", api.PathMetrics, false, AccessControl, s.metrics},
 		{"GET", api.PathInstances, false, AccessControl, func(w http.ResponseWriter, _ *http.Request, _ string) error {
 			return writeJSON(w, http.StatusOK, b.Instances())
 		}},
@@ -154,6 +174,14 @@ func reply[T any](w http.ResponseWriter, v *T, err error) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, v)
+}
+
+// writeList answers with a list; an empty one is [], not null.
+func writeList[T any](w http.ResponseWriter, list []T) error {
+	if list == nil {
+		list = []T{}
+	}
+	return writeJSON(w, http.StatusOK, list)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -241,21 +269,29 @@ func (s *Server) deploy(w http.ResponseWriter, r *http.Request, _ string) error 
 	if err := decode(r, &req); err != nil {
 		return err
 	}
+	streamEvents(w, r, func(ctx context.Context, event func(api.DeployEvent)) (*api.DeployResult, error) {
+		return s.opts.Backend.Deploy(ctx, req, event)
+	})
+	return nil
+}
+
+// streamEvents answers with the events of run, and its result or error as the last one. The context of run
+// ends when the client goes away: it gave up.
+func streamEvents(w http.ResponseWriter, r *http.Request, run func(context.Context, func(api.DeployEvent)) (*api.DeployResult, error)) {
 	out := newStream(w)
 	w.WriteHeader(http.StatusOK)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	res, err := s.opts.Backend.Deploy(ctx, req, func(e api.DeployEvent) {
+	res, err := run(ctx, func(e api.DeployEvent) {
 		if out.send(e) != nil {
-			cancel() // the client went away: it gave up the deploy
+			cancel()
 		}
 	})
 	if err != nil {
 		out.send(api.DeployEvent{Error: APIError(err)}) //nolint:errcheck // the client is gone
-		return nil
+		return
 	}
 	out.send(api.DeployEvent{Done: res}) //nolint:errcheck // the client is gone
-	return nil
 }
 
 // decode reads a JSON body strictly.

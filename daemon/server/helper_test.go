@@ -23,12 +23,12 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // fakeBackend answers with what its fields say; a nil field answers with a zero value.
 type fakeBackend struct {
-	ReleaseBackend // what no test calls
-	deploy         func(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error)
-	function       func(name string, f function.Environment) (*api.FunctionDetail, error)
-	remove         func(name string, f function.Environment) (*api.RemoveResult, error)
-	logs           func(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error
-	filter         function.Environment // of the last list
+	fakeReleases
+	deploy   func(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error)
+	function func(name string, f function.Environment) (*api.FunctionDetail, error)
+	remove   func(name string, f function.Environment) (*api.RemoveResult, error)
+	logs     func(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error
+	filter   function.Environment // of the last list
 }
 
 func (b *fakeBackend) Version(context.Context) api.VersionInfo { return api.VersionInfo{Version: "1"} }
@@ -37,7 +37,7 @@ func (b *fakeBackend) Deploy(ctx context.Context, req api.DeployRequest, event f
 }
 func (b *fakeBackend) Functions(f function.Environment) []api.FunctionSummary {
 	b.filter = f
-	return []api.FunctionSummary{}
+	return append([]api.FunctionSummary{}, one[api.FunctionSummary](&b.fakeReleases)...)
 }
 func (b *fakeBackend) Function(name string, f function.Environment) (*api.FunctionDetail, error) {
 	return b.function(name, f)
@@ -45,8 +45,9 @@ func (b *fakeBackend) Function(name string, f function.Environment) (*api.Functi
 func (b *fakeBackend) Remove(_ context.Context, name string, f function.Environment) (*api.RemoveResult, error) {
 	return b.remove(name, f)
 }
-func (b *fakeBackend) Releases(function.Environment) []api.ReleaseInfo { return []api.ReleaseInfo{} }
-func (b *fakeBackend) Instances() []api.InstanceInfo                   { return []api.InstanceInfo{} }
+func (b *fakeBackend) Instances() []api.InstanceInfo {
+	return append([]api.InstanceInfo{}, one[api.InstanceInfo](&b.fakeReleases)...)
+}
 func (b *fakeBackend) Logs(ctx context.Context, q LogQuery, entry func(api.LogEntry) error) error {
 	return b.logs(ctx, q, entry)
 }
@@ -102,7 +103,7 @@ func (s *syncBuffer) String() string {
 
 func start(t testing.TB, kind Kind, fn func() *function.Key) *world {
 	t.Helper()
-	w := &world{t: t, backend: &fakeBackend{}, echo: &echo{}, log: &syncBuffer{}, client: &http.Client{Transport: &http.Transport{}}}
+	w := &world{t: t, backend: &fakeBackend{fakeReleases: fakeReleases{projects: []string{"shop"}}}, echo: &echo{}, log: &syncBuffer{}, client: &http.Client{Transport: &http.Transport{}}}
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	g := gateway.New(gateway.Options{Resolver: w.echo, Region: "eu-west-1", Log: log})
 	w.server = New(Options{

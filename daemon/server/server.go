@@ -237,12 +237,13 @@ func refuse(w http.ResponseWriter, status int, code, message string) {
 
 // InstanceHandler serves the Lambda API as one instance sees it: Invoke within its own environment,
 // bound to the release of the instance's invocation in progress.
-func InstanceHandler(g *gateway.Gateway, env function.Environment, binding func() invocation.Binding) http.Handler {
+func InstanceHandler(g *gateway.Gateway, env function.Environment, caller func() invocation.Caller) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, ok := gateway.FunctionName(r.URL); !ok {
 			refuse(w, http.StatusNotFound, "UnknownOperationException", "only Invoke is served inside an instance")
 			return
 		}
-		g.ServeInvoke(w, r, gateway.Scope{Environment: &env, Caller: binding()})
+		c := caller()
+		g.ServeInvoke(w, r, gateway.Scope{Environment: &env, Caller: c.Binding, Parent: c.RequestID})
 	})
 }

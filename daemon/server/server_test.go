@@ -34,6 +34,7 @@ func TestEveryRouteOnEveryListener(t *testing.T) {
 				if rt.sub {
 					path += "/x"
 				}
+				path += "?project=shop&environment=default&function=f&name=a&from=1&to=2"
 				allowed := grants[kind][rt.access]
 				for _, method := range []string{"GET", "POST", "PUT", "DELETE", "OPTIONS"} {
 					got := w.do(method, path, "{}")
@@ -46,7 +47,7 @@ func TestEveryRouteOnEveryListener(t *testing.T) {
 					}
 				}
 			}
-			for _, path := range []string{"/", "/lfx", "/lfx/v1", "/lfx/v1/functions/a/b", "/lfx/v1/version/", "/2015-03-31/functions", "/metrics", "/debug/pprof/"} {
+			for _, path := range []string{"/", "/lfx", "/lfx/v1", "/lfx/v1/functions/a/b", "/lfx/v1/version/", "/2015-03-31/functions", "/metrics/", "/debug/pprof/", "/lfx/v1/records", "/lfx/v1/records/a/b"} {
 				want := http.StatusForbidden
 				if kind == KindControl {
 					want = http.StatusNotFound
@@ -146,10 +147,10 @@ func TestInstanceSeesItsEnvironmentOnly(t *testing.T) {
 	g := gateway.New(gateway.Options{Resolver: e, Region: "eu-west-1", Log: start(t, KindControl, nil).server.opts.Log})
 	env := function.Environment{Project: "shop", Name: "staging"}
 	var bound invocation.Binding = fakeBinding(4)
-	h := InstanceHandler(g, env, func() invocation.Binding { return bound })
+	h := InstanceHandler(g, env, func() invocation.Caller { return invocation.Caller{Binding: bound, RequestID: "caller"} })
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest("POST", invokePath, strings.NewReader("{}")))
-	if got := e.target(); rec.Code != http.StatusConflict || *got.Environment != env || got.Caller != bound {
+	if got := e.target(); rec.Code != http.StatusConflict || *got.Environment != env || got.Caller != bound || got.Parent != "caller" {
 		t.Errorf("%d, target %+v", rec.Code, got)
 	}
 	for _, path := range []string{"/lfx/v1/version", "/lfx/v1/deploys", "/", "/2018-06-01/ping"} {

@@ -118,8 +118,10 @@ type fakeInstance struct {
 	destroyed int
 }
 
-func (i *fakeInstance) Address() netip.Addr     { return netip.MustParseAddr("10.1.2.3") }
-func (i *fakeInstance) Phases() instance.Phases { return instance.Phases{Create: time.Hour} }
+func (i *fakeInstance) Address() netip.Addr { return netip.MustParseAddr("10.1.2.3") }
+func (i *fakeInstance) Phases() instance.Phases {
+	return instance.Phases{Create: time.Hour, Network: 4 * time.Millisecond}
+}
 func (i *fakeInstance) Stdout() *os.File        { return i.stdout[0] }
 func (i *fakeInstance) Stderr() *os.File        { return i.stderr[0] }
 func (i *fakeInstance) PeakMemory() uint64      { return 41<<20 + 1 }
@@ -287,9 +289,10 @@ func newWorld(t testing.TB, script func(*runtime)) *world {
 	}
 	w.Starter = NewStarter(Options{
 		Instances: w.creator, Logs: w.logs, Region: "eu-west-1", InitTimeout: 20 * time.Second, CreateTimeout: 20 * time.Second,
-		LambdaAPI: func(env function.Environment, b func() invocation.Binding) http.Handler {
+		LambdaAPI: func(env function.Environment, caller func() invocation.Caller) http.Handler {
 			return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-				w.calls <- fmt.Sprintf("%s %s r%d", env, r.URL.Path, b().ReleaseNumber())
+				c := caller()
+				w.calls <- fmt.Sprintf("%s %s r%d %s", env, r.URL.Path, c.Binding.ReleaseNumber(), c.RequestID)
 			})
 		},
 		Log: slog.New(slog.DiscardHandler),

@@ -26,12 +26,14 @@ func unhandled(errorType, message string) *invocation.Outcome {
 		ErrorType    string `json:"errorType"`
 		ErrorMessage string `json:"errorMessage"`
 	}{errorType, message})
-	return &invocation.Outcome{Payload: b, FunctionError: "Unhandled", ErrorType: errorType}
+	return &invocation.Outcome{Payload: b, FunctionError: "Unhandled", ErrorType: errorType, Result: invocation.Failed}
 }
 
 // timedOut is the outcome of an invocation that ran into the function's timeout.
 func timedOut(id string, timeout time.Duration) *invocation.Outcome {
-	return unhandled(typeTimeout, fmt.Sprintf("RequestId: %s Error: Task timed out after %.2f seconds", id, timeout.Seconds()))
+	out := unhandled(typeTimeout, fmt.Sprintf("RequestId: %s Error: Task timed out after %.2f seconds", id, timeout.Seconds()))
+	out.Result = invocation.TimedOut
+	return out
 }
 
 // tooLarge is the outcome of an answer above the limit; this one has errorMessage first.
@@ -40,19 +42,21 @@ func tooLarge() *invocation.Outcome {
 		ErrorMessage string `json:"errorMessage"`
 		ErrorType    string `json:"errorType"`
 	}{maxResponseText, typeTooLarge})
-	return &invocation.Outcome{Payload: b, FunctionError: "Unhandled", ErrorType: typeTooLarge}
+	return &invocation.Outcome{Payload: b, FunctionError: "Unhandled", ErrorType: typeTooLarge, Result: invocation.Failed}
 }
 
 // exited is the outcome of an invocation whose process ended.
 func exited(id string, e instance.Exit) *invocation.Outcome {
-	if e.ExecError != nil {
-		return unhandled(string(e.ExecError.Kind), fmt.Sprintf("RequestId: %s Error: %s", id, e.ExecError.Msg))
-	}
-	errorType := typeExit
-	if e.OOM {
+	errorType, text := typeExit, exitText(e)
+	switch {
+	case e.ExecError != nil:
+		errorType, text = string(e.ExecError.Kind), e.ExecError.Msg
+	case e.OOM:
 		errorType = typeOOM
 	}
-	return unhandled(errorType, fmt.Sprintf("RequestId: %s Error: %s", id, exitText(e)))
+	out := unhandled(errorType, fmt.Sprintf("RequestId: %s Error: %s", id, text))
+	out.Result = invocation.Crashed
+	return out
 }
 
 // exitText words an exit as Lambda does, in Go's wording of signals.

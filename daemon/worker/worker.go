@@ -68,9 +68,9 @@ type Options struct {
 	InitTimeout time.Duration
 	// CreateTimeout bounds the making of an instance up to its start.
 	CreateTimeout time.Duration
-	// LambdaAPI serves the Lambda API as the instance sees it; binding tells which release the
-	// instance's current invocation is bound to.
-	LambdaAPI func(env function.Environment, binding func() invocation.Binding) http.Handler
+	// LambdaAPI serves the Lambda API as the instance sees it; caller tells which invocation is in
+	// progress and which release it is bound to.
+	LambdaAPI func(env function.Environment, caller func() invocation.Caller) http.Handler
 	// Ahead is what Run makes before there is a request.
 	Ahead Ahead
 	// Starts and Removals bound how many instances are made and removed at a time; the others wait their turn. They are
@@ -150,8 +150,9 @@ type Worker struct {
 	held     bool
 	listener net.Listener
 	made     time.Time
-	begin    time.Duration // what it took to say the word
-	taken    chan struct{} // closed when it is a spare no more
+	begin    time.Duration            // what it took to say the word
+	taken    chan struct{}            // closed when it is a spare no more
+	phases   map[string]time.Duration // of the start, for records; not modified once it is there
 	// inside is the request whose invocation the init ran in, if it did: its time is that invocation's.
 	inside *invocation.Request
 	begun  time.Time // when that invocation began
@@ -214,6 +215,7 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 		w.destroy()
 		return nil, err
 	}
+	w.phases = w.Info().Phases
 	w.drain() // what init has printed does not belong to the first invocation
 	w.cur.Store(nil)
 	s.group.Go(w.watch)
@@ -338,7 +340,7 @@ func (w *Worker) listen(l net.Listener) error {
 func (w *Worker) serve(l net.Listener) {
 	srv := rapi.New(rapi.Options{
 		Listener: l,
-		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.binding),
+		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.caller),
 		Log:      w.s.opts.Log.With("instance", w.id),
 		OnIdle:   w.onIdle,
 	})
@@ -350,13 +352,13 @@ func (w *Worker) serve(l net.Listener) {
 	})
 }
 
-// binding is the release that calls made by the function belong to: that of the invocation in
-// progress, else the one that started the instance.
-func (w *Worker) binding() invocation.Binding {
+// caller is whom calls made by the function belong to: the invocation in progress with its release,
+// else the release that started the instance.
+func (w *Worker) caller() invocation.Caller {
 	if r := w.cur.Load(); r != nil && r.req.Binding != nil {
-		return r.req.Binding
+		return invocation.Caller{Binding: r.req.Binding, RequestID: r.req.ID}
 	}
-	return w.origin
+	return invocation.Caller{Binding: w.origin}
 }
 
 // capture reads what the function prints.
@@ -422,6 +424,7 @@ func (w *Worker) initialise(ctx context.Context, req pool.StartRequest) error {
 // initFailed logs a failed init phase and makes the outcome for the request that it ran for.
 func (w *Worker) initFailed(req pool.StartRequest, status logs.Status) error {
 	dur := time.Since(w.started)
+	w.initDur = dur
 	posted := w.api.InitError()
 	select {
 	case <-w.inst.Exited():
@@ -434,6 +437,8 @@ func (w *Worker) initFailed(req pool.StartRequest, status logs.Status) error {
 	if req.For != nil {
 		r := w.cur.Load()
 		r.status, r.errType, r.duration = status, out.ErrorType, min(time.Since(w.begun), w.version.Config.Timeout)
+		r.first, w.phases = true, w.Info().Phases
+		w.note(r)
 		if posted == nil && status == logs.StatusError {
 			r.detail = exitText(w.inst.Exit())
 		}
@@ -455,7 +460,7 @@ func (w *Worker) initOutcome(req pool.StartRequest, status logs.Status, posted *
 	}
 	switch {
 	case posted != nil:
-		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.Type},
+		return &invocation.Outcome{Payload: posted.Body, FunctionError: "Unhandled", ErrorType: posted.Type, Result: invocation.Failed},
 			posted.Type + ": " + initText(posted.Body)
 	case status == logs.StatusTimeout:
 		return timedOut(id, w.version.Config.Timeout), fmt.Sprintf("the runtime did not ask for its first event within %s", time.Since(w.started).Round(time.Millisecond))
@@ -488,7 +493,7 @@ func (w *Worker) Info() pool.WorkerInfo {
 // what was a spare the start had to wait for little; what was done before is one sum.
 func (w *Worker) startPhases() map[string]time.Duration {
 	p := w.inst.Phases()
-	phases := map[string]time.Duration{"queue": w.queued, "init": w.initDur}
+	phases := map[string]time.Duration{"init": w.initDur}
 	if d := w.handler.Load(); d != 0 {
 		phases["handler"] = time.Duration(d)
 	}
@@ -496,7 +501,7 @@ func (w *Worker) startPhases() map[string]time.Duration {
 		phases["start"], phases["ahead"] = w.begin, p.Total()
 		return phases
 	}
-	phases["files"], phases["container"], phases["create"] = p.Files, p.Container, p.Create
+	phases["turn"], phases["files"], phases["container"], phases["create"] = w.queued, p.Files, p.Container, p.Create
 	phases["network"], phases["check"], phases["start"] = p.Network, p.Check, p.Start
 	return phases
 }
@@ -614,6 +619,7 @@ func (w *Worker) settleRun(r *run, out *invocation.Outcome) {
 	if r.first {
 		w.handler.Store(int64(r.duration))
 	}
+	w.note(r)
 	if r.tail != nil || r.status != logs.StatusSuccess {
 		w.finish(r)
 	}
@@ -628,6 +634,15 @@ func (w *Worker) settleRun(r *run, out *invocation.Outcome) {
 		w.wakeAt(settleTime)
 	}
 	r.answered.Store(true)
+}
+
+// note writes down in the request who ran it and when, as its REPORT line has it. Before the answer is handed on.
+func (w *Worker) note(r *run) {
+	t := &r.req.Trace
+	t.Instance, t.Delivered, t.Answered = w.id, r.start, r.start.Add(r.duration)
+	if r.first {
+		t.Cold, t.Phases = true, w.phases
+	}
 }
 
 // settleTime is what a runtime gets to ask for more work after an answer that came just in time.
@@ -685,7 +700,7 @@ func (w *Worker) outcome(r *run, res *rapi.Result, err error) *invocation.Outcom
 	}
 	r.out = invocation.Outcome{Payload: res.Body, Free: res.Free()}
 	if res.IsError {
-		r.out.FunctionError, r.out.ErrorType = "Unhandled", res.ErrorType
+		r.out.FunctionError, r.out.ErrorType, r.out.Result = "Unhandled", res.ErrorType, invocation.Failed
 	}
 	return &r.out
 }

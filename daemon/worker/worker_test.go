@@ -413,7 +413,7 @@ func TestCallsBelongToTheRelease(t *testing.T) {
 	wk := w.worker()
 	wk.Invoke(request("a"))
 	w.await("idle", w.idle)
-	for _, want := range []string{"shop /2015-03-31/functions/x/invocations r1", "shop /2015-03-31/functions/x/invocations r2"} {
+	for _, want := range []string{"shop /2015-03-31/functions/x/invocations r1 ", "shop /2015-03-31/functions/x/invocations r2 a"} {
 		if got := <-w.calls; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

@@ -1,0 +1,44 @@
+package metrics
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Upper bounds of the buckets of durations.
+var (
+	// fineBuckets are for what lfxd itself adds: 100 µs to 1 min.
+	fineBuckets = milliseconds(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000)
+	// coarseBuckets are for what functions take: 1 ms to Lambda's maximum.
+	coarseBuckets = milliseconds(1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000, 900_000)
+	// deployBuckets are for deploys.
+	deployBuckets = milliseconds(100, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000, 900_000)
+)
+
+func milliseconds(ms ...float64) []time.Duration {
+	out := make([]time.Duration, len(ms))
+	for i, m := range ms {
+		out[i] = time.Duration(m * float64(time.Millisecond))
+	}
+	return out
+}
+
+// histogram counts durations by bucket. Observing takes no lock and allocates nothing.
+type histogram struct {
+	bounds []time.Duration // ascending; a duration belongs to the first that is not below it
+	counts []atomic.Int64  // one more than bounds: the last has no bound
+	sum    atomic.Int64    // nanoseconds
+}
+
+func newHistogram(bounds []time.Duration) *histogram {
+	return &histogram{bounds: bounds, counts: make([]atomic.Int64, len(bounds)+1)}
+}
+
+func (h *histogram) observe(d time.Duration) {
+	i := 0
+	for i < len(h.bounds) && d > h.bounds[i] {
+		i++
+	}
+	h.counts[i].Add(1)
+	h.sum.Add(int64(d))
+}
