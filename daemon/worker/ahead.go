@@ -401,6 +401,21 @@ func (s *Starter) DropSpares(reason string) {
 	}
 }
 
+// giveWay removes the oldest spare, for a start that finds no room for its instance, and makes none for a while; false when
+// there is none.
+func (s *Starter) giveWay() bool {
+	s.spares.mu.Lock()
+	s.spares.paused = time.Now().Add(pressurePause)
+	s.spares.mu.Unlock()
+	for _, w := range s.spares.all() {
+		if s.spares.remove(w) {
+			w.destroy()
+			return true
+		}
+	}
+	return false
+}
+
 // dropAhead ends Run.
 func (s *Starter) dropAhead() {
 	s.spares.open(false)

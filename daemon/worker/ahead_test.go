@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/pool"
 	"lfx.dev/lfxd/runtime/instance"
@@ -123,6 +125,31 @@ func TestSpareOfAnotherVersionIsLeft(t *testing.T) {
 		t.Error("a start of version 4 took the spare of version 3")
 	}
 	stop()
+}
+
+// TestSparesGiveWay: a start that finds no address gets that of a spare.
+func TestSparesGiveWay(t *testing.T) {
+	w := newWorld(t, func(r *runtime) { r.serve(func(event) string { return "1" }) })
+	stop := w.keep(w.oneVersion())
+	in := w.spare()
+	other := *w.version
+	other.Number++
+	w.version = &other
+	w.creator.mu.Lock()
+	w.creator.fail = []error{fmt.Errorf("every address is in use: %w", errdefs.ErrResourceExhausted)}
+	w.creator.mu.Unlock()
+	w.worker()
+	if in.mu.Lock(); in.destroyed != 1 {
+		t.Errorf("the spare was destroyed %d times", in.destroyed)
+	}
+	in.mu.Unlock()
+	stop()
+	w.creator.mu.Lock()
+	w.creator.fail = []error{errdefs.ErrResourceExhausted, errdefs.ErrResourceExhausted}
+	w.creator.mu.Unlock()
+	if _, err := w.start(nil); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("without a spare: %v", err)
+	}
 }
 
 func TestNoRoomForSpares(t *testing.T) {

@@ -275,18 +275,23 @@ func (s *Starter) make(ctx context.Context, w *Worker) error {
 }
 
 // create makes the worker's instance. It tries twice when containerd went away meanwhile: it is started
-// again within seconds, and Create waits for it. What the first try left is reconciliation's.
+// again within seconds, and Create waits for it. What the first try left is reconciliation's. When the host has no
+// address left, spares give way.
 func (s *Starter) create(ctx context.Context, w *Worker) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
 	defer cancel()
-	for again := true; ; again = false {
+	for again := true; ; {
 		w.id = s.opts.Instances.NewID()
 		err := s.createOnce(ctx, w)
+		if errdefs.IsResourceExhausted(err) && ctx.Err() == nil && s.giveWay() {
+			w.api = nil
+			continue
+		}
 		if err == nil || !again || !errdefs.IsUnavailable(err) || ctx.Err() != nil {
 			return err
 		}
 		s.opts.Log.Debug("instance is started again", "instance", w.id, "error", err)
-		w.api = nil
+		again, w.api = false, nil
 	}
 }
 
