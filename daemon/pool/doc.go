@@ -2,13 +2,15 @@
 //
 // A Pool holds all instances of one version and the queue of requests that wait for one. A Release
 // is a live release: its pools, and a count of the requests bound to it. The Manager knows the
-// active release of every environment.
+// active release of every environment, and the canary that gets a share of the requests beside it.
 //
-//	Manager ── environment ── active Release ── name → Pool ── idle stack, queue, instances
+//	Manager ── environment ─┬─ active Release ─── name → Pool ── idle stack, queue, instances
+//	                        └─ canary Release, share
 //
-// A request is bound to exactly one release when it is accepted (Manager.Bind) and keeps it until
-// its Bound is closed; a release that is no longer active drains: its pools live until no request is
-// bound to it, and pools that two releases share simply go on.
+// A request is bound to exactly one release when it is accepted (Manager.Bind, which draws between the active
+// one and the canary) and keeps it until its Bound is closed; what its function calls is bound to the same one
+// (Release.Bind), whatever the shares. A release that is no longer routed to drains: its pools live until no
+// request is bound to it, and pools that two releases share simply go on.
 //
 // Requests wait in a bounded FIFO queue for whichever comes first, a freed instance or a new one
 // (late binding); idle instances are reused last-in-first-out. The maximum is a hard cap per
@@ -16,6 +18,7 @@
 //
 // The package imports neither containerd nor SQLite: a Starter makes instances.
 //
-// Locks: Manager.mu guards the environments and is never taken on the warm path; Pool.mu guards one
-// version. Order: Manager.mu, then Pool.mu, then limit.mu. None is held across I/O.
+// Locks: environment.mu serialises switches; Manager.mu guards the environments and pools; neither is taken on
+// the warm path. Pool.mu guards one version. Order: environment.mu, then Manager.mu, then Pool.mu, then limit.mu.
+// None is held across I/O.
 package pool

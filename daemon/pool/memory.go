@@ -167,7 +167,7 @@ func (m *Manager) evictWhile(more func(n int) bool) (n int) {
 			if !more(n) {
 				return n
 			}
-			if p.evictIdle(false) {
+			if p.evictIdle(false, EndMemory) {
 				n++
 				found = true
 			}
@@ -194,11 +194,11 @@ func (p *Pool) worth(now time.Time) (float64, bool) {
 // evictOne ends the coldest idle instance so that o has room; it reports whether there was one. min
 // stays, except for another version of the function when somebody waits for that.
 func (p *Pool) evictOne(o *Pool, urgent bool) bool {
-	return p.evictIdle(urgent && o.version.Key == p.version.Key)
+	return p.evictIdle(urgent && o.version.Key == p.version.Key, EndRoom)
 }
 
-// evictIdle ends the coldest idle instance, those of min only when all is set.
-func (p *Pool) evictIdle(all bool) bool {
+// evictIdle ends the coldest idle instance for a reason, those of min only when all is set.
+func (p *Pool) evictIdle(all bool, reason string) bool {
 	p.mu.Lock()
 	keep := p.min
 	if all {
@@ -216,7 +216,7 @@ func (p *Pool) evictIdle(all bool) bool {
 		s.freed.Store(s.memory() >> 20)
 		p.memory.evicted(s.freed.Load())
 	}
-	p.end(s, EndRoom)
+	p.end(s, reason)
 	return true
 }
 
