@@ -185,7 +185,7 @@ func (p *Pool) worth(now time.Time) (float64, bool) {
 		return 0, false
 	}
 	if p.opts.Policy != nil {
-		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), now.Sub(p.idle[0].idleSince())), true
+		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), p.levelLocked()+len(p.idle), now.Sub(p.idle[0].idleSince())), true
 	}
 	unused := max(now.Sub(p.idle[0].used), time.Millisecond)
 	return float64(max(p.cost, time.Millisecond)) / float64(unused), true
@@ -213,7 +213,7 @@ func (p *Pool) evictIdle(all bool, reason string) bool {
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	if p.memory.gauge != nil {
-		s.freed.Store(s.memory() >> 20)
+		s.freed.Store(max(1, s.memory()>>20)) // something, or all idle ones would follow
 		p.memory.evicted(s.freed.Load())
 	}
 	p.end(s, reason)
