@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/daemon/pool"
 	"lfx.dev/lfxd/daemon/worker"
 )
 
@@ -26,17 +27,25 @@ func (d *Daemon) ahead() worker.Ahead {
 	return a
 }
 
-// routed lists the versions of all active releases.
+// routed lists the versions of all releases that new requests go to: the active ones and their canaries.
 func (d *Daemon) routed() (all []*function.Version) {
-	view := d.store.View()
-	for _, env := range view.Environments() {
-		rel := view.ActiveRelease(env.Environment)
-		if rel == nil {
-			continue
-		}
-		for name, n := range rel.Versions {
-			if v := view.Version(function.Key{Environment: env.Environment, Function: name}, n); v != nil {
-				all = append(all, v)
+	seen := map[*function.Version]bool{}
+	for _, env := range d.store.View().Environments() {
+		active := d.pools.Active(env.Environment)
+		canary, _ := d.pools.Canary(env.Environment)
+		for _, r := range []*pool.Release{active, canary} {
+			if r == nil {
+				continue
+			}
+			for name := range r.Record().Versions {
+				p := r.Pool(name)
+				if p == nil {
+					continue
+				}
+				if v := p.Version(); !seen[v] && !v.Config.Concurrency.Stopped {
+					seen[v] = true
+					all = append(all, v)
+				}
 			}
 		}
 	}
