@@ -143,12 +143,15 @@ type Version struct {
 func (v *Version) String() string { return fmt.Sprintf("%s:%d", v.Key, v.Number) }
 
 // ReleaseState says where a release stands. Transitions: recorded → active → superseded;
-// recorded → failed. A superseded release may become active again (rollback).
+// recorded → failed; recorded → superseded (kept without being activated). A superseded release may
+// become active again (rollback). A recorded or superseded one may become the canary, which is promoted
+// (active) or aborted (superseded).
 type ReleaseState string
 
 const (
 	ReleaseRecorded   ReleaseState = "recorded"
 	ReleaseActive     ReleaseState = "active"
+	ReleaseCanary     ReleaseState = "canary"
 	ReleaseSuperseded ReleaseState = "superseded"
 	ReleaseFailed     ReleaseState = "failed"
 )

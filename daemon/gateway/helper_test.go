@@ -27,6 +27,7 @@ var testEnv = function.Environment{Project: "shop", Name: function.DefaultEnviro
 type fake struct {
 	resolve func(Target) error
 	invoke  func(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error)
+	begin   func(req *invocation.Request, done invocation.Completion) bool
 	timeout time.Duration
 
 	open   atomic.Int64
@@ -63,7 +64,9 @@ func (r *fakeRoute) Invoke(ctx context.Context, req *invocation.Request) (*invoc
 	return &invocation.Outcome{Payload: req.Payload}, nil
 }
 
-func (r *fakeRoute) Begin(*invocation.Request, invocation.Completion) bool { return false }
+func (r *fakeRoute) Begin(req *invocation.Request, done invocation.Completion) bool {
+	return r.f.begin != nil && r.f.begin(req, done)
+}
 
 func (r *fakeRoute) Close() {
 	if r.done.Swap(true) {

@@ -196,3 +196,124 @@ func TestClientThatLeavesIsObserved(t *testing.T) {
 		t.Errorf("got %+v, queue %s", got, got.Queue())
 	}
 }
+
+func TestClassOfAnError(t *testing.T) {
+	const payload = `{"errorMessage":"no","errorType":"ValueError"}`
+	for name, tt := range map[string]struct {
+		out  invocation.Outcome
+		want string
+	}{
+		"the runtime says":       {invocation.Outcome{Result: invocation.Failed, ErrorType: "Function.MyError", Payload: []byte(payload)}, "Function.MyError"},
+		"only the payload says":  {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(payload)}, "ValueError"},
+		"nobody says":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(`{"errorType":7}`)}, "Runtime.Unknown"},
+		"no JSON":                {invocation.Outcome{Result: invocation.Failed, Payload: []byte("oops")}, ""},
+		"a large one":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: append([]byte(payload), make([]byte, maxErrorPayload)...)}, "Runtime.Unknown"},
+		"an answer is no error":  {invocation.Outcome{Payload: []byte(payload)}, ""},
+		"timeouts are our words": {invocation.Outcome{Result: invocation.TimedOut, ErrorType: "Sandbox.Timedout", Payload: []byte(payload)}, "Sandbox.Timedout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := errorType(&tt.out); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// reply is a Reply as package server's codec has one; client is what its client's context is.
+type reply struct {
+	client context.Context
+	status int
+	drops  int
+}
+
+func (r *reply) Send(a *Answer) { r.status = a.Status; a.release() }
+func (r *reply) Drop()          { r.drops++ }
+func (r *reply) Wait(c *Call)   { c.Wait(r.client) }
+
+// TestCallsOfTheCodecAreObservedOnce: those whose answer comes from another goroutine, or after a second try.
+func TestCallsOfTheCodecAreObservedOnce(t *testing.T) {
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	complete := func(outs ...*invocation.Outcome) func(*invocation.Request, invocation.Completion) bool {
+		return func(req *invocation.Request, done invocation.Completion) bool {
+			req.Trace.Instance = "lfx-1"
+			for _, out := range outs {
+				done.Complete(out)
+			}
+			return true
+		}
+	}
+	for name, tt := range map[string]struct {
+		f      *fake
+		client context.Context
+		body   string
+		want   invocation.Result
+		status int // of the answer, 0 when the connection was cut
+	}{
+		"ok":                 {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1")})}, status: 200},
+		"error":              {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1"), Result: invocation.Failed})}, want: invocation.Failed, status: 200},
+		"waits":              {status: 200},
+		"instance had ended": {f: &fake{begin: complete(nil)}, status: 200},
+		"refused":            {body: "{", want: invocation.Refused, status: 400},
+		"client leaves": {f: &fake{invoke: func(ctx context.Context, _ *invocation.Request) (*invocation.Outcome, error) {
+			return nil, context.Cause(ctx)
+		}}, client: gone, want: invocation.Gone},
+		"panic":               {f: &fake{begin: func(*invocation.Request, invocation.Completion) bool { panic("ouch") }}, want: invocation.Unavailable},
+		"panic in the answer": {f: &fake{begin: complete(&invocation.Outcome{Free: func() { panic("ouch") }})}, want: invocation.OK, status: 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := tt.f
+			if f == nil {
+				f = &fake{}
+			}
+			g, seen := observed(f)
+			r := &reply{client: tt.client}
+			if r.client == nil {
+				r.client = t.Context()
+			}
+			body := tt.body
+			if body == "" {
+				body = "{}"
+			}
+			c := &Call{Request: Request{Method: http.MethodPost, Path: InvokePrefix + "hello" + InvokeSuffix, Length: int64(len(body)), Payload: []byte(body)}}
+			func() {
+				defer func() {
+					if recover() != nil { // as the owner of the connection does
+						c.Abort()
+						r.Drop()
+					}
+				}()
+				g.Serve(t.Context(), c, Scope{Parent: "p"}, r)
+			}()
+			got := seen.one(t)
+			if got.Result != tt.want || r.status != tt.status || got.Parent != "p" || got.Version == nil {
+				t.Errorf("answered %d, observed %+v; want %d, %s", r.status, got, tt.status, tt.want)
+			}
+			if tt.status != 0 && got.Status != tt.status {
+				t.Errorf("observed status %d, want %d", got.Status, tt.status)
+			}
+			if cut := tt.status == 0 || name == "panic in the answer"; (r.drops == 1) != cut {
+				t.Errorf("the connection was cut %d times", r.drops)
+			}
+			if n := f.open.Load(); n != 0 {
+				t.Errorf("%d routes are open", n)
+			}
+		})
+	}
+}
+
+// A Call is used again for the next request of its connection.
+func TestCallIsUsedAgain(t *testing.T) {
+	g, seen := observed(&fake{})
+	r := &reply{client: t.Context()}
+	c := &Call{Request: Request{Method: http.MethodPost, Path: InvokePrefix + "hello" + InvokeSuffix, Query: "Qualifier=7", Length: 2, Payload: []byte("{}")}}
+	g.Serve(t.Context(), c, Scope{Parent: "p"}, r)
+	c.Query, c.Method = "", http.MethodGet
+	g.Serve(t.Context(), c, Scope{}, r)
+	if len(seen.all) != 2 || seen.all[0].ID == seen.all[1].ID {
+		t.Fatalf("observed %+v", seen.all)
+	}
+	if o := seen.all[1]; o.Parent != "" || o.Qualifier != "" || o.Version != nil || o.Trace.RequestBytes != 0 || o.Function.Function != "" {
+		t.Errorf("the second call has something of the first: %+v", o)
+	}
+}

@@ -81,9 +81,9 @@ type conn struct {
 
 // rest is what is left to be written of an answer.
 type rest struct {
-	head, body []byte
-	free       func()
-	timeout    time.Duration
+	bufs    net.Buffers // none is empty
+	free    func()
+	timeout time.Duration
 }
 
 // newConn wraps an accepted connection.
@@ -171,7 +171,7 @@ func (c *conn) readHead() (int, error) {
 			c.begun = time.Time{}
 			return end, nil
 		}
-		if len(b) >= maxHeaderBytes || http1.BareLF(b) {
+		if len(b) >= maxHeaderBytes || c.enough() && http1.BareLF(b) {
 			return 0, errFallback
 		}
 		searched = len(b)
@@ -181,11 +181,19 @@ func (c *conn) readHead() (int, error) {
 		if err := c.ready(); err != nil {
 			return 0, err
 		}
-		if err := c.fill(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		switch err := c.fill(); {
+		case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
+		case err == io.EOF && c.enough(): //nolint:errorlint // a connection's own
+			return 0, errFallback // net/http tells the client what is wrong with its half a head
+		default:
 			return 0, err
 		}
 	}
 }
+
+// enough reports whether net/http takes what is in the buffer for a request that begins, and answers it: behind
+// another one that needs four bytes.
+func (c *conn) enough() bool { return c.fresh && c.r < c.w || c.w-c.r >= 4 }
 
 // shrink gives back a buffer that a large head made grow.
 func (c *conn) shrink() {
@@ -363,7 +371,12 @@ func (c *conn) Send(a *gateway.Answer) {
 	c.out = head
 	n, err := c.nb.Try(head, body)
 	if err == nil && n < len(head)+len(body) {
-		c.rest = &rest{head: head[min(n, len(head)):], body: body[max(n-len(head), 0):], free: a.Free, timeout: a.WriteTimeout()}
+		c.rest = &rest{free: a.Free, timeout: a.WriteTimeout()}
+		for _, b := range [][]byte{head[min(n, len(head)):], body[max(n-len(head), 0):]} {
+			if len(b) > 0 {
+				c.rest.bufs = append(c.rest.bufs, b)
+			}
+		}
 		c.wake()
 		return
 	}
@@ -377,8 +390,7 @@ func (c *conn) Send(a *gateway.Answer) {
 func (c *conn) writeRest(r *rest) {
 	err := c.nc.SetWriteDeadline(time.Now().Add(r.timeout))
 	if err == nil {
-		bufs := net.Buffers{r.head, r.body}
-		_, err = bufs.WriteTo(c.nc)
+		_, err = r.bufs.WriteTo(c.nc)
 	}
 	if err == nil {
 		err = c.nc.SetWriteDeadline(time.Time{})
