@@ -49,6 +49,7 @@ func (i *rawInstance) SetCores(float64) error  { return nil }
 func (i *rawInstance) PeakMemory() uint64      { return 1 << 20 }
 func (i *rawInstance) Exited() <-chan struct{} { return i.exited }
 func (i *rawInstance) Exit() instance.Exit     { return instance.Exit{Signal: syscall.SIGKILL} }
+func (i *rawInstance) Begin() error            { return nil }
 func (i *rawInstance) Kill() error             { i.once.Do(func() { close(i.exited); i.conn.Close() }); return nil }
 func (i *rawInstance) Destroy(context.Context) error {
 	i.ended.Wait()
@@ -111,6 +112,8 @@ func readMessage(br *bufio.Reader, buf []byte) (head, body []byte, err error) {
 // rawInstances implements worker.Creator.
 type rawInstances struct{ made atomic.Int32 }
 
+func (r *rawInstances) NewID() string { return instance.RandomID() }
+
 func (r *rawInstances) Create(_ context.Context, spec instance.Spec) (worker.Instance, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -170,7 +173,8 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 	rel.Activate()
 	s := server.New(server.Options{
 		Gateway:     gateway.New(gateway.Options{Resolver: &bound{pools, v.Key}, Region: "us-east-1", Overhead: time.Minute, Log: log}),
-		BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Backend: (*backend)(&Daemon{}), Log: log,
+		Backend:     &backend{}, // no control call is made
+		BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log,
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -68,6 +68,12 @@ func recordOf(t *testing.T, id string) api.Record {
 	return rec
 }
 
+// asJSON shows a record whole; as a Go value it would be the name of its function.
+func asJSON(rec api.Record) string {
+	b, _ := json.Marshal(rec) //nolint:errchkjson // a record always marshals
+	return string(b)
+}
+
 const metricsCaller = `
 import json, os, urllib.request
 def handler(event, context):
@@ -101,7 +107,7 @@ func TestFiguresAndRecordsAreExact(t *testing.T) {
 		a := post(t, invokeURL("f"), c.body)
 		rec := recordOf(t, a.header.Get("X-Amzn-RequestId"))
 		if rec.Outcome != c.outcome || rec.Status != c.status || rec.Cold != c.cold || rec.Release != 1 || rec.Version != 1 || !strings.Contains(rec.ErrorType, c.errorType) {
-			t.Errorf("%s: %+v, want %+v", c.body, rec, c)
+			t.Errorf("%s: %s, want %+v", c.body, asJSON(rec), c)
 		}
 		checkTimes(t, rec, begun)
 	}
@@ -112,7 +118,7 @@ func TestFiguresAndRecordsAreExact(t *testing.T) {
 	}
 	outer, inner := recordOf(t, a.header.Get("X-Amzn-RequestId")), recordOf(t, nested)
 	if inner.Parent != outer.RequestID || inner.Key.Function != "f" || outer.Parent != "" || outer.Function < inner.Total {
-		t.Errorf("nested: %+v\nits caller: %+v", inner, outer)
+		t.Errorf("nested: %s\nits caller: %s", asJSON(inner), asJSON(outer))
 	}
 	if a := post(t, invokeURL("nobody-has-this-name"), "{}"); recordOf(t, a.header.Get("X-Amzn-RequestId")).Outcome != "refused" {
 		t.Error("a call of a function that does not exist is not refused")
@@ -141,6 +147,8 @@ func TestFiguresAndRecordsAreExact(t *testing.T) {
 		`lfx_cold_starts_total{project="figures",environment="default",function="full"}`:                                                          1,
 		`lfx_instances{project="figures",environment="default",function="f",version="1",state="busy"}`:                                            0,
 		`lfx_release_active{project="figures",environment="default"}`:                                                                             1,
+		`lfx_release_traffic_percent{project="figures",environment="default",release="1",status="active"}`:                                        100,
+		`lfx_release_requests_in_flight{project="figures",environment="default",release="1"}`:                                                     0,
 	})
 }
 
@@ -148,10 +156,10 @@ func TestFiguresAndRecordsAreExact(t *testing.T) {
 func checkTimes(t *testing.T, rec api.Record, begun time.Time) {
 	t.Helper()
 	if rec.Accepted.Before(begun.Add(-time.Second)) || rec.Accepted.After(time.Now()) || rec.Total <= 0 || rec.Queue+rec.Function > rec.Total+10*time.Millisecond {
-		t.Errorf("times of %+v", rec)
+		t.Errorf("times of %s", asJSON(rec))
 	}
 	if ran := rec.Outcome != "refused"; ran != (rec.Function > 0) || ran != (rec.Instance != "") || rec.Cold != (rec.Phases["init"] > 0) || rec.Cold && rec.Queue == 0 {
-		t.Errorf("the record is not whole: %+v", rec)
+		t.Errorf("the record is not whole: %s", asJSON(rec))
 	}
 	if rec.Outcome == "timeout" && rec.Function != time.Duration(slow(2))*time.Second {
 		t.Errorf("the function that ran out of time took %s", rec.Function)
@@ -180,7 +188,7 @@ func fillTheQueue(t *testing.T) {
 		a := post(t, invokeURL("full"), "{}")
 		rec := recordOf(t, a.header.Get("X-Amzn-RequestId"))
 		if a.status != http.StatusTooManyRequests || rec.Outcome != "throttled" || rec.Instance != "" || rec.Detail == "" || rec.Cold {
-			t.Errorf("status %d, record %+v", a.status, rec)
+			t.Errorf("status %d, record %s", a.status, asJSON(rec))
 		}
 	}
 	wg.Wait()

@@ -167,6 +167,9 @@ func (d *Deployer) Rollback(ctx context.Context, req api.RollbackRequest, event 
 // resultOf says what a release that is not deployed anew changes against the one before (nil for none).
 func resultOf(rel function.Release, versions map[string]*function.Version, before *function.Release) *api.DeployResult {
 	res := &api.DeployResult{Release: rel}
+	if before != nil {
+		res.Previous = before.Number
+	}
 	for _, name := range slices.Sorted(maps.Keys(rel.Versions)) {
 		f := api.DeployFunction{Name: name, Version: rel.Versions[name], Change: change(before, name, rel.Versions[name]), Port: rel.Ports[name]}
 		if v := versions[name]; v != nil {

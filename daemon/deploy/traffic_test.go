@@ -257,7 +257,7 @@ func TestRollback(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res.Release.Number != 1 || res.Release.State != function.ReleaseActive || len(res.Functions) != 2 || res.Functions[0].Change != "updated" || res.Functions[0].Version != 1 || res.Functions[0].Digest == "" || len(steps) == 0 {
+	if res.Release.Number != 1 || res.Release.State != function.ReleaseActive || res.Previous != 2 || len(res.Functions) != 2 || res.Functions[0].Change != "updated" || res.Functions[0].Version != 1 || res.Functions[0].Digest == "" || len(steps) == 0 {
 		t.Errorf("%+v, steps %q", res, steps)
 	}
 	for _, c := range w.seam.calls[calls:] {

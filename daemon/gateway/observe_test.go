@@ -197,6 +197,28 @@ func TestClientThatLeavesIsObserved(t *testing.T) {
 	}
 }
 
+func TestClassOfAnError(t *testing.T) {
+	const payload = `{"errorMessage":"no","errorType":"ValueError"}`
+	for name, tt := range map[string]struct {
+		out  invocation.Outcome
+		want string
+	}{
+		"the runtime says":       {invocation.Outcome{Result: invocation.Failed, ErrorType: "Function.MyError", Payload: []byte(payload)}, "Function.MyError"},
+		"only the payload says":  {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(payload)}, "ValueError"},
+		"nobody says":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(`{"errorType":7}`)}, "Runtime.Unknown"},
+		"no JSON":                {invocation.Outcome{Result: invocation.Failed, Payload: []byte("oops")}, ""},
+		"a large one":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: append([]byte(payload), make([]byte, maxErrorPayload)...)}, "Runtime.Unknown"},
+		"an answer is no error":  {invocation.Outcome{Payload: []byte(payload)}, ""},
+		"timeouts are our words": {invocation.Outcome{Result: invocation.TimedOut, ErrorType: "Sandbox.Timedout", Payload: []byte(payload)}, "Sandbox.Timedout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := errorType(&tt.out); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 // reply is a Reply as package server's codec has one; client is what its client's context is.
 type reply struct {
 	client context.Context

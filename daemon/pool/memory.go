@@ -185,7 +185,7 @@ func (p *Pool) worth(now time.Time) (float64, bool) {
 		return 0, false
 	}
 	if p.opts.Policy != nil {
-		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), now.Sub(p.idle[0].idleSince())), true
+		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), p.levelLocked()+len(p.idle), now.Sub(p.idle[0].idleSince())), true
 	}
 	unused := max(now.Sub(p.idle[0].used), time.Millisecond)
 	return float64(max(p.cost, time.Millisecond)) / float64(unused), true

@@ -382,6 +382,70 @@ func TestCountersOutliveARelease(t *testing.T) {
 	})
 }
 
+// beginner is a chainWorker whose invocations need no goroutine.
+type beginner struct {
+	*chainWorker
+	lost bool // the event never reaches the function
+}
+
+func (w *beginner) Begin(req *invocation.Request, done invocation.Completion) bool {
+	if w.lost {
+		done.Complete(nil)
+	} else {
+		done.Complete(w.Invoke(req))
+	}
+	return true
+}
+
+type beginnerStarter struct {
+	chainStarter
+	lost bool
+}
+
+func (s *beginnerStarter) Start(ctx context.Context, req StartRequest) (Worker, error) {
+	w, err := s.chainStarter.Start(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &beginner{chainWorker: w.(*chainWorker), lost: s.lost}, nil
+}
+
+type completion func(*invocation.Outcome)
+
+func (f completion) Complete(out *invocation.Outcome) { f(out) }
+
+// TestBegunInvocationsAreCounted: those without a goroutine count as the others do, but for one that never reached
+// the function, which is tried again.
+func TestBegunInvocationsAreCounted(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newTestManager(&beginnerStarter{chainStarter: chainStarter{fail: func(*function.Version) bool { return true }}, lost: lost})
+			defer func() { m.Close(context.Background()) }()
+			activate(t, m, 1, version("a", 1, 1, 0))
+			b, err := m.Bind(testEnv, "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := 0
+			if !b.Begin(&invocation.Request{}, completion(func(out *invocation.Outcome) {
+				if told++; (out == nil) != lost {
+					t.Errorf("outcome %v", out)
+				}
+			})) || told != 1 {
+				t.Fatalf("begun and told %d times", told)
+			}
+			b.Close()
+			want := int64(1)
+			if lost {
+				want = 0
+			}
+			if c := m.Counters(testEnv, 1); c.Requests != want || c.Errors != want || c.Roots != want || c.RootErrors != want || c.Latency.Count() != want {
+				t.Errorf("lost %v: %d requests, %d errors", lost, c.Requests, c.Errors)
+			}
+		})
+	}
+}
+
 func TestBindNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newTestManager(&chainStarter{})
