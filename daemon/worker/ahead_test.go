@@ -35,7 +35,8 @@ func (w *world) keep(a Ahead) (stop func()) {
 
 // oneVersion routes to the world's version and has one spare of it.
 func (w *world) oneVersion() Ahead {
-	return Ahead{Spares: 1, MaxSpares: 4, Routed: func() []*function.Version { return []*function.Version{w.version} }}
+	v := w.version
+	return Ahead{Spares: 1, MaxSpares: 4, Routed: func() []*function.Version { return []*function.Version{v} }}
 }
 
 // until polls.
