@@ -96,8 +96,15 @@ func (b *backend) figures() metrics.State {
 	m := b.pools.Memory()
 	st.MemoryBudget, st.MemoryUsed = m.Budget<<20, m.Used<<20
 	st.MemoryReserved, st.MemoryReservable = m.Reserved<<20, m.Reservable<<20
+	spares := map[*function.Version]int{}
+	for _, sp := range b.starter.Spares() {
+		spares[sp.Version]++
+	}
 	for _, p := range b.pools.Pools() {
 		states, queued := p.States()
+		if n := spares[p.Version()]; n > 0 {
+			states["spare"] = n
+		}
 		st.Pools = append(st.Pools, metrics.Pool{Key: p.Version().Key, Version: p.Version().Number, States: states, Queued: queued})
 	}
 	view := b.store.View()

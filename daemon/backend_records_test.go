@@ -18,11 +18,12 @@ import (
 	"lfx.dev/lfxd/daemon/config"
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/metrics"
+	"lfx.dev/lfxd/daemon/worker"
 )
 
 // backend is the control API's view of the world.
 func (w *world) backend() *backend {
-	return &backend{opts: Options{Version: "1.2.3"}, cfg: config.Default(), store: w.store, pools: w.pools, metrics: w.metrics, records: w.records}
+	return &backend{opts: Options{Version: "1.2.3"}, cfg: config.Default(), store: w.store, pools: w.pools, metrics: w.metrics, records: w.records, starter: worker.NewStarter(worker.Options{})}
 }
 
 func (w *world) figures() string {
