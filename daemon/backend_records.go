@@ -110,8 +110,10 @@ func (b *backend) figures() metrics.State {
 	for _, r := range b.Releases(function.Environment{}) {
 		switch r.Status {
 		case api.StateActive, api.StateCanary, api.StateDraining:
+			n := b.pools.Counters(r.Environment, r.Number)
 			st.Releases = append(st.Releases, metrics.Release{
 				Environment: r.Environment, Number: r.Number, Status: r.Status, Percent: r.Percent, InFlight: r.InFlight,
+				Roots: n.Roots, RootErrors: n.RootErrors, Latency: n.Latency,
 			})
 		}
 	}
