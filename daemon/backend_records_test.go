@@ -84,6 +84,11 @@ func TestCallsHaveFiguresAndRecords(t *testing.T) {
 		`lfx_requests_unresolved_total{error="ResourceNotFoundException"} 1`,
 		`lfx_memory_budget_bytes 1073741824`,
 		`lfx_release_active{project="shop",environment="default"} 1`,
+		`lfx_release_traffic_percent{project="shop",environment="default",release="1",status="active"} 100`,
+		`lfx_release_root_requests_total{project="shop",environment="default",release="1"} 4`,
+		`lfx_release_root_errors_total{project="shop",environment="default",release="1"} 0`,
+		`lfx_release_latency_seconds_count{project="shop",environment="default",release="1"} 4`,
+		`lfx_instances{`+fn+`,version="1",state="spare"} 0`,
 		`lfx_build_info{version="1.2.3",go="`+runtime.Version()+`"} 1`,
 	)
 }
