@@ -155,7 +155,7 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 	made = &rawInstances{}
 	starter := worker.NewStarter(worker.Options{
 		Instances: made, Logs: store, Region: "us-east-1", InitTimeout: time.Minute, CreateTimeout: time.Minute, Log: log,
-		LambdaAPI: func(function.Environment, func() invocation.Binding) http.Handler { return http.NotFoundHandler() },
+		LambdaAPI: func(function.Environment, func() invocation.Caller) http.Handler { return http.NotFoundHandler() },
 	})
 	pools := pool.NewManager(pool.Options{
 		Starter: starter, DefaultMax: func(*function.Version) int { return most }, QueueLimit: 1000, QueueTimeout: time.Minute, IdleTimeout: time.Hour, Log: log,
@@ -169,8 +169,8 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 	}
 	rel.Activate()
 	s := server.New(server.Options{
-		Gateway:     gateway.New(gateway.Options{Resolver: &bound{pools, v.Key}, Region: "us-east-1", Overhead: time.Minute, Log: log}),
-		BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log,
+		Gateway: gateway.New(gateway.Options{Resolver: &bound{pools, v.Key}, Region: "us-east-1", Overhead: time.Minute, Log: log}),
+		Backend: (*backend)(&Daemon{}), BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log,
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -63,7 +63,8 @@ func (r *fakeRoute) Invoke(ctx context.Context, req *invocation.Request) (*invoc
 	return &invocation.Outcome{Payload: req.Payload}, nil
 }
 
-func (r *fakeRoute) Begin(*invocation.Request, invocation.Completion) bool { return false }
+func (r *fakeRoute) Begin(*invocation.Request, invocation.Completion) { panic("not for net/http") }
+func (r *fakeRoute) Leave(*invocation.Request, error)                 {}
 
 func (r *fakeRoute) Close() {
 	if r.done.Swap(true) {

@@ -484,10 +484,13 @@ func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocatio
 }
 
 // Begin implements invocation.Route.
-func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) {
 	req.Binding = b.release
-	return b.pool.begin(req, done)
+	b.pool.begin(req, done)
 }
+
+// Leave implements invocation.Route.
+func (b *Bound) Leave(req *invocation.Request, cause error) { b.pool.leave(req, cause) }
 
 // Close implements invocation.Route.
 func (b *Bound) Close() {
