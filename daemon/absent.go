@@ -53,7 +53,8 @@ func (c creator) Create(ctx context.Context, s instance.Spec) (worker.Instance, 
 	}
 	in, err := c.d.instances.Create(ctx, s)
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("its image is not in containerd any more: deploy the project again: %w", err)
+		c.d.lookForImages()
+		return nil, fmt.Errorf("its image is not in containerd any more: lfxd makes it again from what it has stored, or deploy the project again: %w", err)
 	}
 	if err != nil {
 		return nil, err // not a nil instance in an interface

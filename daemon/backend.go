@@ -40,10 +40,8 @@ func (b *backend) Version(ctx context.Context) api.VersionInfo {
 
 // Deploy implements server.Backend.
 func (b *backend) Deploy(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (*api.DeployResult, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) }) // a shutdown undoes it
-	defer stop()
+	ctx, done := b.untilClose(ctx)
+	defer done()
 	b.awaitBuilder(ctx)
 	begun := time.Now()
 	res, err := b.deployer.Deploy(ctx, req, event)

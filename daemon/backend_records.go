@@ -93,16 +93,12 @@ func (b *backend) Metrics(w io.Writer) error {
 // figures is what the daemon looks like now.
 func (b *backend) figures() metrics.State {
 	st := metrics.State{Version: b.opts.Version, Active: map[function.Environment]int{}}
-	used, most := b.pools.Memory()
-	st.MemoryUsed, st.MemoryBudget = used<<20, most<<20
+	m := b.pools.Memory()
+	st.MemoryBudget, st.MemoryUsed = m.Budget<<20, m.Used<<20
+	st.MemoryReserved, st.MemoryReservable = m.Reserved<<20, m.Reservable<<20
 	for _, p := range b.pools.Pools() {
-		s := p.Stats()
-		st.Pools = append(st.Pools, metrics.Pool{
-			Key: p.Version().Key, Version: p.Version().Number, Queued: s.Queued,
-			States: map[string]int{
-				"busy": s.Busy, "idle": s.Idle, "starting": s.Starting, "stopping": s.Instances - s.Busy - s.Idle - s.Starting,
-			},
-		})
+		states, queued := p.States()
+		st.Pools = append(st.Pools, metrics.Pool{Key: p.Version().Key, Version: p.Version().Number, States: states, Queued: queued})
 	}
 	view := b.store.View()
 	for _, e := range view.Environments() {

@@ -102,6 +102,7 @@ type Daemon struct {
 	reconciling sync.Mutex
 	untidy      atomic.Bool            // something of a deploy may have to be undone
 	breach      atomic.Pointer[string] // why the firewall does not stand, if it does not
+	missed      chan struct{}          // an image was missed; see rebuildLoop
 }
 
 type boundListener struct {
@@ -111,7 +112,7 @@ type boundListener struct {
 
 // Open starts everything and returns when requests are served. On error nothing is left open.
 func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
-	d := &Daemon{opts: opts, cfg: opts.Config, log: opts.Log}
+	d := &Daemon{opts: opts, cfg: opts.Config, log: opts.Log, missed: make(chan struct{}, 1)}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
@@ -424,31 +425,39 @@ func (d *Daemon) registryHost() string {
 	return "localhost"
 }
 
-// restore activates the releases that were active before. A function that cannot be warmed now is
-// started by its first request; it does not keep the others down.
+// restore activates the releases that were active before, and gives the canaries their shares again. A function
+// that cannot be warmed now is started by its first request; it does not keep the others down.
 func (d *Daemon) restore() error {
 	view := d.store.View()
 	for _, env := range view.Environments() {
-		rel := view.ActiveRelease(env.Environment)
-		if rel == nil {
+		active := view.ActiveRelease(env.Environment)
+		if active == nil || !d.bringBack(view, active, (*candidate).Activate) {
 			continue
 		}
-		c, taken, err := d.releaser.Restore(*rel, versionsOf(view, rel))
-		if err != nil {
-			d.log.Error("the release could not be brought back", "environment", env.Environment.String(), "release", rel.Number, "error", err)
-			continue
+		if c := view.Canary(env.Environment); c != nil {
+			d.bringBack(view, view.Release(env.Environment, c.Release), func(cand *candidate) { cand.Share(c.Share) })
 		}
-		if taken != nil {
-			d.log.Error("a function does not answer on its port; free the port and restart lfxd", "environment", env.Environment.String(), "release", rel.Number, "error", taken)
-		}
-		c.Activate()
-		d.group.Go(func() {
-			if err := c.Warm(d.ctx); err != nil && d.ctx.Err() == nil {
-				d.log.Warn("instances that should be warm are not", "environment", env.Environment.String(), "error", err)
-			}
-		})
 	}
 	return nil
+}
+
+// bringBack prepares a release, routes to it and warms it in the background; it reports whether it could.
+func (d *Daemon) bringBack(view *store.Snapshot, rel *function.Release, route func(*candidate)) bool {
+	c, taken, err := d.releaser.Restore(*rel, versionsOf(view, rel))
+	if err != nil {
+		d.log.Error("the release could not be brought back", "environment", rel.Environment.String(), "release", rel.Number, "error", err)
+		return false
+	}
+	if taken != nil {
+		d.log.Error("a function does not answer on its port; free the port and restart lfxd", "environment", rel.Environment.String(), "release", rel.Number, "error", taken)
+	}
+	route(c)
+	d.group.Go(func() {
+		if err := c.Warm(d.ctx); err != nil && d.ctx.Err() == nil {
+			d.log.Warn("instances that should be warm are not", "environment", rel.Environment.String(), "release", rel.Number, "error", err)
+		}
+	})
+	return true
 }
 
 // serve opens the doors and starts the loops.
@@ -462,7 +471,9 @@ func (d *Daemon) serve(context.Context) error {
 	d.started = time.Now()
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
+	d.group.Go(d.rebuildLoop)
 	d.group.Go(d.watchdog)
+	d.group.Go(d.runJudge)
 	d.group.Go(d.watchMemory)
 	return nil
 }

@@ -23,10 +23,12 @@ import (
 	"lfx.dev/lfxd/internal/tmpdir"
 )
 
-// starter makes instances that answer at once; failing holds functions that do not start.
+// starter makes instances that answer at once; failing holds functions that do not start, broken is the
+// version whose invocations end in an error.
 type starter struct {
 	mu      sync.Mutex
 	failing map[string]error
+	broken  string
 }
 
 func (s *starter) Start(_ context.Context, req pool.StartRequest) (pool.Worker, error) {
@@ -35,10 +37,11 @@ func (s *starter) Start(_ context.Context, req pool.StartRequest) (pool.Worker, 
 	if err := s.failing[req.Version.Function]; err != nil {
 		return nil, err
 	}
-	return &fakeWorker{version: req.Version, events: req.Events}, nil
+	return &fakeWorker{s: s, version: req.Version, events: req.Events}, nil
 }
 
 type fakeWorker struct {
+	s       *starter
 	version *function.Version
 	events  pool.Events
 	once    sync.Once
@@ -48,7 +51,13 @@ func (i *fakeWorker) ID() string            { return i.version.String() }
 func (i *fakeWorker) Info() pool.WorkerInfo { return pool.WorkerInfo{ID: i.ID()} }
 func (i *fakeWorker) Invoke(req *invocation.Request) *invocation.Outcome {
 	go i.events.Idle() // ends at once
-	return &invocation.Outcome{Payload: fmt.Appendf(nil, "%s r%d", i.version, req.Binding.ReleaseNumber())}
+	out := &invocation.Outcome{Payload: fmt.Appendf(nil, "%s r%d", i.version, req.Binding.ReleaseNumber())}
+	i.s.mu.Lock()
+	defer i.s.mu.Unlock()
+	if i.s.broken == i.version.String() {
+		out.FunctionError = "Unhandled"
+	}
+	return out
 }
 
 func (i *fakeWorker) Close(string) {

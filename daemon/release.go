@@ -16,14 +16,18 @@ type releaser struct {
 	pools *pool.Manager
 	ports *ports
 
-	mu     sync.Mutex
-	active map[function.Environment]function.Release // whose ports are claimed
+	mu       sync.Mutex
+	active   map[function.Environment]function.Release // whose ports are claimed
+	canaries map[function.Environment]*candidate
 }
 
 var _ deploy.Releaser = (*releaser)(nil)
 
 func newReleaser(pools *pool.Manager, ports *ports) *releaser {
-	return &releaser{pools: pools, ports: ports, active: map[function.Environment]function.Release{}}
+	return &releaser{
+		pools: pools, ports: ports,
+		active: map[function.Environment]function.Release{}, canaries: map[function.Environment]*candidate{},
+	}
 }
 
 // Prepare implements deploy.Releaser.
@@ -39,8 +43,8 @@ func (r *releaser) Prepare(rel function.Release, versions map[string]*function.V
 	return &candidate{releaser: r, record: rel, live: live}, nil
 }
 
-// Restore is Prepare for a release that was active before a restart: a port that another program has
-// taken meanwhile does not keep the functions down. taken says which ports are missing.
+// Restore is Prepare for a release that was active, or the canary, before a restart: a port that another
+// program has taken meanwhile does not keep the functions down. taken says which ports are missing.
 func (r *releaser) Restore(rel function.Release, versions map[string]*function.Version) (c *candidate, taken, err error) {
 	var missing []error
 	held := rel
@@ -61,19 +65,51 @@ func (r *releaser) Restore(rel function.Release, versions map[string]*function.V
 	return &candidate{releaser: r, record: held, live: live}, errors.Join(missing...), nil
 }
 
+// Canary implements deploy.Releaser.
+func (r *releaser) Canary(env function.Environment, number int) deploy.Candidate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.canaries[env]; c != nil && c.record.Number == number {
+		return c
+	}
+	return nil
+}
+
 // Deactivate implements deploy.Releaser.
-func (r *releaser) Deactivate(env function.Environment) {
-	r.pools.Deactivate(env)
+func (r *releaser) Deactivate(env function.Environment) (drained func(context.Context) error) {
+	draining := r.pools.Deactivate(env)
 	r.mu.Lock()
 	old, ok := r.active[env]
+	canary := r.canaries[env]
 	delete(r.active, env)
+	delete(r.canaries, env)
 	r.mu.Unlock()
 	if ok {
 		r.ports.unclaim(old)
 	}
+	if canary != nil {
+		r.ports.unclaim(canary.record)
+	}
+	r.pools.Forget(env, func(int) bool { return false })
+	return func(ctx context.Context) error {
+		for _, rel := range draining {
+			select {
+			case <-rel.Drained():
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		r.pools.Forget(env, func(int) bool { return false })
+		return nil
+	}
 }
 
-// candidate is a prepared release.
+// Forget implements deploy.Releaser.
+func (r *releaser) Forget(env function.Environment, keep func(number int) bool) {
+	r.pools.Forget(env, keep)
+}
+
+// candidate is a prepared release, or the canary.
 type candidate struct {
 	releaser *releaser
 	record   function.Release
@@ -91,14 +127,34 @@ func (c *candidate) Activate() {
 	r.mu.Lock()
 	old, ok := r.active[c.record.Environment]
 	r.active[c.record.Environment] = c.record
+	c.leaveLocked()
 	r.mu.Unlock()
 	if ok {
 		r.ports.unclaim(old)
 	}
 }
 
+// Share implements deploy.Candidate. The ports stay those of the active release until the candidate is activated:
+// one that only the candidate has is bound and refuses requests.
+func (c *candidate) Share(share int) {
+	c.live.Share(share)
+	c.releaser.mu.Lock()
+	defer c.releaser.mu.Unlock()
+	c.releaser.canaries[c.record.Environment] = c
+}
+
 // Abort implements deploy.Candidate.
 func (c *candidate) Abort() {
 	c.live.Abort()
+	c.releaser.mu.Lock()
+	c.leaveLocked()
+	c.releaser.mu.Unlock()
 	c.releaser.ports.unclaim(c.record)
+}
+
+// leaveLocked ends the time as a canary.
+func (c *candidate) leaveLocked() {
+	if c.releaser.canaries[c.record.Environment] == c {
+		delete(c.releaser.canaries, c.record.Environment)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 
 	"lfx.dev/lfxd/daemon/function"
@@ -173,26 +174,39 @@ func (r *resolver) notFound(view *store.Snapshot, key function.Key, ref function
 	return function.NotFound(r.region, account, ref.Name, qualifier)
 }
 
-// bind binds the request to its caller's release, to the one it asked for, or to the active one.
+// bind binds the request to its caller's release, to the one it asked for, or to one that is routed to. An alias
+// of the function comes before one of the environment.
 func (r *resolver) bind(view *store.Snapshot, key function.Key, t gateway.Target) (*pool.Bound, error) {
-	if t.Ref.Kind == function.QualifierRelease {
-		return r.bindRelease(view, key, t.Ref.Number)
+	switch t.Ref.Kind {
+	case function.QualifierRelease:
+		return r.bindRelease(view, key, t.Ref.Number, t.Caller == nil)
+	case function.QualifierVersion:
+		return r.bindVersion(view, key, t.Ref.Number, t.Caller)
+	case function.QualifierAlias:
+		if a := view.FunctionAlias(key, t.Ref.Qualifier); a != nil {
+			return r.bindVersion(view, key, a.Choose(rand.Float64()), t.Caller)
+		}
+		if number := view.ReleaseAlias(key.Environment, t.Ref.Qualifier); number != 0 {
+			return r.bindRelease(view, key, number, t.Caller == nil)
+		}
+		return nil, pool.ErrNoFunction
 	}
-	b, err := r.bindCurrent(key, t.Caller)
+	return r.bindCurrent(key, t.Caller)
+}
+
+// bindVersion binds to a version by number, whatever release it is part of; what it calls stays on the release that
+// the request is bound to.
+func (r *resolver) bindVersion(view *store.Snapshot, key function.Key, number int, caller invocation.Binding) (*pool.Bound, error) {
+	v := view.Version(key, number)
+	if v == nil {
+		return nil, pool.ErrNoFunction
+	}
+	b, err := r.bindCurrent(key, caller)
 	if err != nil {
 		return nil, err
 	}
-	switch t.Ref.Kind {
-	case function.QualifierNone, function.QualifierLatest:
-		return b, nil
-	case function.QualifierVersion:
-		if v := view.Version(key, t.Ref.Number); v != nil {
-			b.At(v)
-			return b, nil
-		}
-	}
-	b.Close() // there are no aliases yet
-	return nil, pool.ErrNoFunction
+	b.At(v)
+	return b, nil
 }
 
 func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*pool.Bound, error) {
@@ -207,14 +221,16 @@ func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*po
 	return r.pools.Bind(key.Environment, key.Function)
 }
 
-// bindRelease binds to a release by number: the active one, or one that is kept.
-func (r *resolver) bindRelease(view *store.Snapshot, key function.Key, number int) (*pool.Bound, error) {
+// bindRelease binds to a release by number: the active one, the canary, or one that is kept. root says that no other
+// invocation made the request.
+func (r *resolver) bindRelease(view *store.Snapshot, key function.Key, number int, root bool) (*pool.Bound, error) {
 	rel := view.Release(key.Environment, number)
-	if rel == nil || rel.State == function.ReleaseFailed {
+	if rel == nil || rel.State == function.ReleaseFailed || rel.State == function.ReleaseRecorded {
 		return nil, pool.ErrNoRelease
 	}
-	if rel.State == function.ReleaseActive {
-		return r.pools.Bind(key.Environment, key.Function)
+	b, err := r.pools.BindNumber(key.Environment, number, key.Function, root)
+	if !errors.Is(err, pool.ErrNoRelease) {
+		return b, err
 	}
 	return r.pools.BindKept(*rel, versionsOf(view, rel), key.Function)
 }

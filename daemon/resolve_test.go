@@ -87,7 +87,7 @@ func TestResolveNames(t *testing.T) {
 		"kept release, version":  {name: ours + ":function:hello:r1", want: "shop/hello:1 r1"},
 		"active release":         {name: ours + ":function:hello:r2", want: "shop/hello:2 r2"},
 		"unknown release":        {name: "other", qualifier: "r7", want: notFound(ours, "other", "r7")},
-		"alias":                  {name: "other", qualifier: "live", want: notFound(ours, "other", "live")},
+		"unknown alias":          {name: "other", qualifier: "prod", want: notFound(ours, "other", "prod")},
 		"name with a dot":        {name: "a.b", want: notFound(nowhere, "a.b", "$LATEST")},
 
 		"port":                  {name: "function", scope: onPort(shop, "hello"), want: "shop/hello:2 r2"},

@@ -169,8 +169,9 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 	}
 	rel.Activate()
 	s := server.New(server.Options{
-		Gateway: gateway.New(gateway.Options{Resolver: &bound{pools, v.Key}, Region: "us-east-1", Overhead: time.Minute, Log: log}),
-		Backend: (*backend)(&Daemon{}), BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log,
+		Gateway:     gateway.New(gateway.Options{Resolver: &bound{pools, v.Key}, Region: "us-east-1", Overhead: time.Minute, Log: log}),
+		Backend:     &backend{}, // no control call is made
+		BaseContext: context.Background(), AllowedHosts: []string{"127.0.0.1"}, Log: log,
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

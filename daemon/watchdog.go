@@ -120,6 +120,7 @@ func (d *Daemon) followEngine() {
 				lost = false
 				d.log.Info("containerd is back")
 				d.reconcileNow()
+				d.lookForImages()
 			}
 		case connectivity.Idle: // the connection has ended, and would stay so until somebody calls
 			lost = true

@@ -267,9 +267,31 @@ func testCLI(t *testing.T) {
 	if code != 0 || !strings.HasPrefix(stdout, "{") || !strings.Contains(stderr, "REPORT RequestId") {
 		t.Errorf("invoke --log: exit %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
+	testStory(t)
 	_, stderr, code = lfxctl("invoke", "nope")
 	if code == 0 || !strings.Contains(stderr, "nope") {
 		t.Errorf("invoke of an unknown function: exit %d, %q", code, stderr)
 	}
 	_ = fmt.Sprint
+}
+
+// testStory looks for one call in its record, its log and the figures.
+func testStory(t *testing.T) {
+	stdout, stderr, code := lfxctl("invoke", "hello-go", "-d", `{"name":"story"}`, "-o", "json")
+	var call struct {
+		RequestID string `json:"request_id"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &call); err != nil || code != 0 || call.RequestID == "" {
+		t.Fatalf("invoke: exit %d, %v\n%s%s", code, err, stdout, stderr)
+	}
+	stdout, stderr, code = lfxctl("why", call.RequestID)
+	for _, want := range []string{"examples/hello-go, version 1 of release 1", "ok, status 200", "greeting story", "REPORT RequestId: " + call.RequestID} {
+		if code != 0 || !strings.Contains(stdout, want) {
+			t.Errorf("why: exit %d, no %q in\n%s%s", code, want, stdout, stderr)
+		}
+	}
+	stdout, stderr, code = lfxctl("metrics")
+	if want := `lfx_requests_total{project="examples",environment="default",function="hello-go",version="1",release="1",outcome="ok"}`; code != 0 || !strings.Contains(stdout, want) {
+		t.Errorf("metrics: exit %d, no %q in\n%s%s", code, want, stdout, stderr)
+	}
 }

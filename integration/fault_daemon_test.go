@@ -37,9 +37,10 @@ type faultDaemon struct {
 
 // faultConfig is added to the fault daemon's configuration.
 type faultConfig struct {
-	name string // part of every name on the host; short
-	more string // TOML tables
-	top  string // TOML keys
+	name      string // part of every name on the host; short
+	more      string // TOML tables
+	top       string // TOML keys
+	functions string // more keys of the table [functions]
 	// volumes are mounted in the state directory before the first start: folder → size.
 	volumes map[string]string
 }
@@ -116,13 +117,14 @@ idle_timeout = "5m"
 queue_limit = 50
 queue_timeout = "10s"
 init_timeout = "5s"
+%s
 
 [logs]
 journald = "off"
 
 [base_images]
 "public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
-%s`, f.state, f.run, f.dir, f.cgroup, c.top, f.bridge, f.table+"b0", f.table, c.more)
+%s`, f.state, f.run, f.dir, f.cgroup, c.top, f.bridge, f.table+"b0", f.table, c.functions, c.more)
 }
 
 // installEngine links the engine into the daemon's own folder and wraps runc and the bridge plugin.

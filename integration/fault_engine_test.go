@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"lfx.dev/lfxd/daemon/function"
 )
 
 // load calls a function until stop and counts what does not come back as it should.
@@ -356,8 +358,10 @@ func (f *faultDaemon) addressesExhausted(t *testing.T) {
 	f.remove(t, "many")
 }
 
-// imagesLost: containerd comes back without its data; the next deploy brings everything back.
+// imagesLost: containerd and buildkitd come back without their data. As soon as the base image is there the daemon
+// brings everything back from what it has stored, without its author's folder.
 func (f *faultDaemon) imagesLost(t *testing.T, dir string) {
+	before := f.active(t, "engine")
 	if err := f.signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +378,36 @@ func (f *faultDaemon) imagesLost(t *testing.T, dir string) {
 		t.Errorf("without its image: %d %s, %v", a.status, a.body, err)
 	}
 	f.importPython()
-	if res := f.mustDeploy(dir); res.Unchanged {
-		t.Error("the deploy says that nothing changed")
+	f.answers("cold", "{}", `"cold"`)
+	f.answers("warm", "{}", `"warm"`)
+	after := f.active(t, "engine")
+	if after.Number <= before.Number {
+		t.Errorf("release %d is active, was %d", after.Number, before.Number)
 	}
+	for name, v := range before.Versions {
+		if after.Versions[name] <= v {
+			t.Errorf("%s is version %d, was %d", name, after.Versions[name], v)
+		}
+	}
+	if res := f.mustDeploy(dir); !res.Unchanged {
+		t.Errorf("a deploy from the same folder makes something else: %+v", res)
+	}
+}
+
+// active is the active release of a project.
+func (f *faultDaemon) active(t *testing.T, project string) function.Release {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	all, err := f.client.Releases(ctx, functionEnvironment(project))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.State == function.ReleaseActive {
+			return r.Release
+		}
+	}
+	t.Fatalf("no release of %s is active: %+v", project, all)
+	return function.Release{}
 }

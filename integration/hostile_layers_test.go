@@ -5,9 +5,12 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,9 +46,22 @@ func archive(t *testing.T, entries ...tar.Header) []byte {
 	return out.Bytes()
 }
 
+// layer is one layer of an image as it travels.
+type layer struct {
+	data   []byte
+	gzip   bool
+	diffID string // of what is inside the gzip
+}
+
+// plain is a layer that travels as it is.
+func plain(data []byte) layer {
+	sum := sha256.Sum256(data)
+	return layer{data: data, diffID: "sha256:" + hex.EncodeToString(sum[:])}
+}
+
 // importLayers puts an image of these layers into the engine's store, as a registry could have served it, until
 // the test ends.
-func importLayers(t *testing.T, name string, layers ...[]byte) {
+func importLayers(t *testing.T, name string, layers ...layer) {
 	t.Helper()
 	files := []tar.Header{{Name: "oci-layout", Typeflag: tar.TypeReg, Linkname: `{"imageLayoutVersion":"1.0.0"}`}}
 	blob := func(mediaType string, data []byte) map[string]any {
@@ -64,8 +80,11 @@ func importLayers(t *testing.T, name string, layers ...[]byte) {
 	var descs []any
 	var diffs []string
 	for _, l := range layers {
-		d := blob("application/vnd.oci.image.layer.v1.tar", l)
-		descs, diffs = append(descs, d), append(diffs, d["digest"].(string))
+		mediaType := "application/vnd.oci.image.layer.v1.tar"
+		if l.gzip {
+			mediaType += "+gzip"
+		}
+		descs, diffs = append(descs, blob(mediaType, l.data)), append(diffs, l.diffID)
 	}
 	config := blob("application/vnd.oci.image.config.v1+json", document(map[string]any{
 		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": []string{"/probe"}}, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
@@ -131,9 +150,9 @@ func TestHostileLayers(t *testing.T) {
 			p := newProject(t, map[string]string{
 				"lfx.yaml": manifest("layers", "f timeout: 5s"), "f/Dockerfile": "FROM " + ref + "\n",
 			})
-			layers := [][]byte{archive(t, append([]tar.Header{probe}, c.entries...)...)}
+			layers := []layer{plain(archive(t, append([]tar.Header{probe}, c.entries...)...))}
 			if len(c.more) > 0 {
-				layers = append(layers, archive(t, c.more...))
+				layers = append(layers, plain(archive(t, c.more...)))
 			}
 			importLayers(t, ref, layers...)
 			_, stderr, code := p.tryDeploy()
@@ -160,4 +179,83 @@ func TestHostileLayers(t *testing.T) {
 			t.Logf("%.300s", a.body)
 		})
 	}
+}
+
+// crowded is a layer with the probe and n empty files, 1,000 to a folder.
+func crowded(t *testing.T, n int) layer {
+	t.Helper()
+	var out bytes.Buffer
+	sum := sha256.New()
+	z, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(io.MultiWriter(z, sum))
+	add := func(h tar.Header, data string) {
+		h.Mode, h.Size, h.ModTime, h.Format = 0o755, int64(len(data)), time.Unix(1, 0), tar.FormatUSTAR
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(tar.Header{Name: "probe", Typeflag: tar.TypeReg}, probePrograms(t)["probe"])
+	for i := range n {
+		if i%1000 == 0 {
+			add(tar.Header{Name: fmt.Sprintf("d%d/", i/1000), Typeflag: tar.TypeDir}, "")
+		}
+		add(tar.Header{Name: fmt.Sprintf("d%d/%d", i/1000, i%1000), Typeflag: tar.TypeReg}, "")
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return layer{data: out.Bytes(), gzip: true, diffID: "sha256:" + hex.EncodeToString(sum.Sum(nil))}
+}
+
+// TestLayerOfAMillionEntries: a few megabytes that unpack to a million files are refused before they are unpacked, in
+// bounded time and memory.
+func TestLayerOfAMillionEntries(t *testing.T) {
+	const ref = "localhost/lfx-hostile/crowded:1"
+	p := newProject(t, map[string]string{"lfx.yaml": "project: crowded\nfunctions:\n  f:\n    image: " + ref + "\n"})
+	importLayers(t, ref, crowded(t, 1_000_000))
+	begin := time.Now()
+	_, stderr, code := p.tryDeploy()
+	took := time.Since(begin)
+	if code == 0 || !strings.Contains(stderr, "more than 500000 files") {
+		t.Errorf("exit %d after %s: %s", code, took, stderr)
+	}
+	if took > 30*time.Second {
+		t.Errorf("the deploy took %s", took)
+	}
+	pids := pidsOf("containerd", d.state)
+	if len(pids) != 1 {
+		t.Fatalf("containerd is %v", pids)
+	}
+	peak := memoryPeak(t, pids[0])
+	if peak > 512<<20 {
+		t.Errorf("containerd took %d MiB", peak>>20)
+	}
+	t.Logf("refused after %s; containerd took at most %d MiB", took, peak>>20)
+	if all := mustFunctions(t, "crowded"); len(all) > 0 {
+		t.Errorf("something was deployed: %+v", all)
+	}
+}
+
+// memoryPeak is the most memory in bytes that a process has had.
+func memoryPeak(t *testing.T, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "VmHWM:")
+	var kib int64
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
 }

@@ -75,6 +75,9 @@ var places = map[string]struct{ there, here string }{
 // outside is the rest of the world, in a namespace of its own behind a wire.
 type outside struct{ ns *netns }
 
+// silentHost is on the wire, takes every packet and answers none.
+const silentHost = "203.0.113.66"
+
 func hostOf(prefix string) string { a, _, _ := strings.Cut(prefix, "/"); return a }
 
 var outsidePorts = []int{22, 25, 53, 80, 443, 2375, 8080, 9000}
@@ -114,6 +117,9 @@ func newOutside(t *testing.T) *outside {
 		for _, p := range places {
 			errs = append(errs, addAddress(link, p.there))
 		}
+		// a part of the internet that never answers
+		_, silent, _ := net.ParseCIDR(silentHost + "/32")
+		errs = append(errs, netlink.RouteAdd(&netlink.Route{Dst: silent, Type: unix.RTN_BLACKHOLE}))
 		// whoever finds a way around the masquerade is answered too
 		_, all, _ := net.ParseCIDR("10.201.0.0/16")
 		return errors.Join(append(errs, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: all, Gw: net.ParseIP(hostOf(places["lan"].here))}))...)
@@ -121,6 +127,15 @@ func newOutside(t *testing.T) *outside {
 	for _, p := range places {
 		must(addAddress(wire, p.here))
 	}
+	var mac net.HardwareAddr
+	must(ns.do(func() error {
+		link, err := netlink.LinkByName("wire1")
+		if err == nil {
+			mac = link.Attrs().HardwareAddr
+		}
+		return err
+	}))
+	must(netlink.NeighAdd(&netlink.Neigh{LinkIndex: wire.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(silentHost), HardwareAddr: mac}))
 	for _, port := range outsidePorts {
 		serve(t, ns, "0.0.0.0:"+strconv.Itoa(port), "world")
 	}
@@ -214,7 +229,7 @@ func dialFrom(t *testing.T, function string, targets []string) map[string]string
 
 // TestFunctionsReachTheInternetAndNothingElse: of everybody who would have answered, only the internet does.
 func TestFunctionsReachTheInternetAndNothingElse(t *testing.T) {
-	h := newHostile(t, "network", "a timeout: 30s; cpu: 1; concurrency: {max: 1}", "b timeout: 10s; concurrency: {max: 1}")
+	h := newHostile(t, "network", "a timeout: 30s; cpu: 1; concurrency: {max: 1}", "b timeout: 10s; concurrency: {max: 1}", "c timeout: 30s; cpu: 1; concurrency: {max: 1}")
 	out := newOutside(t)
 	var said string
 	tell(t, "b", probeEvent{Do: "listen"}, &said)
@@ -343,6 +358,7 @@ func testFlowsAreBounded(t *testing.T) {
 			t.Logf("%s: %d more are tracked", kind, n)
 		}
 	}
+	testHalfOpenFlows(t)
 	var said string
 	tell(t, "a", probeEvent{Do: "flows", Kind: "udp", N: 5000, MS: 53, Paths: []string{"10.201.0.1"}}, &said) // questions to DNS
 	if n := conntrack(t) - before; n > 4000 {
@@ -357,6 +373,35 @@ func testFlowsAreBounded(t *testing.T) {
 	if got := dialFrom(t, "b", []string{"tcp:" + hostOf(places["internet"].there) + ":80"}); !strings.Contains(fmt.Sprint(got), "reached") {
 		t.Errorf("another function lost the internet: %v", got)
 	}
+}
+
+// testHalfOpenFlows floods a host that never answers with requests for connections: each stays in the table for
+// minutes, and what leaves the host is bounded, too.
+func testHalfOpenFlows(t *testing.T) {
+	before, sent := conntrack(t), packetsSent(t, "wire0")
+	var said string
+	tell(t, "c", probeEvent{Do: "flows", Kind: "tcp", N: 50_000, Paths: []string{silentHost}}, &said)
+	tracked, left := conntrack(t)-before, packetsSent(t, "wire0")-sent
+	if tracked > 1500 { // 1024, and other tests' own
+		t.Errorf("after 50000 requests for connections, %d more are tracked", tracked)
+	}
+	if left > 10_000 {
+		t.Errorf("%d packets left the host", left)
+	}
+	if left == 0 {
+		t.Error("nothing left the host: the flood was none")
+	}
+	t.Logf("half-open: %d more are tracked, %d packets left the host", tracked, left)
+}
+
+// packetsSent is how many packets an interface of the daemon's namespace has sent.
+func packetsSent(t *testing.T, name string) uint64 {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link.Attrs().Statistics.TxPackets
 }
 
 // testNeighboursAreBounded: the kernel's table of neighbours is one for all namespaces, so no function may grow it.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,7 +95,7 @@ func TestMemoryPastTheLimit(t *testing.T) {
 // TestProcessesPastTheLimit: forks stop at the limit, bombs end with their invocation, and neither is felt
 // outside.
 func TestProcessesPastTheLimit(t *testing.T) {
-	h := newHostile(t, "forks", "f timeout: 10s; memory: 512MiB; cpu: 1; concurrency: {max: 1}", "bomb timeout: 3s; memory: 512MiB; cpu: 1", "burner timeout: 3s; cpu: 2; concurrency: {max: 4}",
+	h := newHostile(t, "forks", "f timeout: 10s; memory: 512MiB; cpu: 1; concurrency: {max: 1}", "bomb timeout: 3s; memory: 512MiB; concurrency: {max: 8}", "burner timeout: 3s; cpu: 2; concurrency: {max: 4}",
 		"early timeout: 10s; memory: 512MiB; environment: {MODE: fork-in-init}")
 	t.Run("processes", func(t *testing.T) {
 		var got taken
@@ -122,14 +123,7 @@ func TestProcessesPastTheLimit(t *testing.T) {
 			t.Errorf("status %d, %s", a.status, a.body)
 		}
 	})
-	t.Run("bomb", func(t *testing.T) {
-		var wg sync.WaitGroup
-		for range 4 {
-			wg.Go(func() { fails(t, "bomb", probeEvent{Do: "bomb"}, timedOut(3)) })
-		}
-		h.calm(t)
-		wg.Wait()
-	})
+	t.Run("bombs", func(t *testing.T) { h.bombs(t) })
 	t.Run("every core busy", func(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
@@ -143,6 +137,70 @@ func TestProcessesPastTheLimit(t *testing.T) {
 		wg.Wait()
 	})
 	h.calm(t)
+}
+
+// bombs: eight functions fork without end at once. Each ends with its time, and meanwhile the host forks and the
+// neighbour answers; how fast is in the log.
+func (h *hostile) bombs(t *testing.T) {
+	const n = 8
+	answer := func() { h.calm(t) }
+	fork := func() {
+		if err := exec.Command("/bin/true").Run(); err != nil {
+			t.Errorf("the host forks: %v", err)
+		}
+	}
+	t.Logf("without bombs: neighbour %s, fork %s", latencies(40, answer), latencies(40, fork))
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() { fails(t, "bomb", probeEvent{Do: "bomb"}, timedOut(3)) })
+	}
+	if err := poll(20*time.Second, func() error { // until all of them fork
+		full := 0
+		for _, in := range instances(t, "bomb") {
+			if len(instancePIDs(t, in.ID)) > 100 {
+				full++
+			}
+		}
+		if full < n/2 {
+			return fmt.Errorf("only %d of %d bombs went off", full, n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	neighbour, forks := latencies(20, answer), latencies(20, fork)
+	t.Logf("with %d bombs: neighbour %s, fork %s", n, neighbour, forks)
+	wg.Wait()
+	if neighbour.p50 > 2*time.Second || forks.p50 > time.Second {
+		t.Errorf("the bombs are felt: neighbour %s, fork %s", neighbour, forks)
+	}
+	if err := poll(20*time.Second, func() error {
+		if left := instances(t, "bomb"); len(left) > 0 {
+			return fmt.Errorf("%d bombs are left", len(left))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// spread is how long something took, several times.
+type spread struct{ p50, p99 time.Duration }
+
+func (s spread) String() string {
+	return fmt.Sprintf("p50 %s, p99 %s", s.p50.Round(10*time.Microsecond), s.p99.Round(10*time.Microsecond))
+}
+
+// latencies does something n times, one after the other.
+func latencies(n int, do func()) spread {
+	all := make([]time.Duration, n)
+	for i := range all {
+		begin := time.Now()
+		do()
+		all[i] = time.Since(begin)
+	}
+	slices.Sort(all)
+	return spread{all[n/2], all[n*99/100]}
 }
 
 // TestKernelObjectsAreNotUsedUp: what the kernel counts per process, per user or for the whole host ends inside the

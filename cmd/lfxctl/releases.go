@@ -53,19 +53,22 @@ func (a *app) printReleases(all []api.ReleaseInfo) {
 	}
 	t := &table{head: []string{"PROJECT", "ENV", "RELEASE", "STATE", "CREATED", "REVISION", "CHANGED", "IN-FLIGHT", "REQUESTS", "ERRORS"}}
 	for _, r := range all {
-		t.add(text("%s", r.Project), text("%s", r.Environment.Name), text("%d", r.Number), cell{releaseState(&r), releaseColour(r.Status)},
+		t.add(text("%s", r.Project), text("%s", r.Environment.Name), text("%d", r.Number), cell{releaseState(&r), releaseColour(releaseStatus(&r))},
 			text("%s", a.ago(r.Created)), text("%s", shortRevision(r.Source.Revision)), text("%s", shortList(r.Changed)),
 			text("%d", r.InFlight), text("%d", r.Requests), text("%d", r.Errors))
 	}
 	a.print(t)
 }
 
+// releaseStatus is a State constant; a daemon that says none has at least the recorded state.
+func releaseStatus(r *api.ReleaseInfo) string { return cmp.Or(r.Status, string(r.State)) }
+
 // releaseState is "active", "canary 10%", "active 90%".
 func releaseState(r *api.ReleaseInfo) string {
 	if r.Percent > 0 && r.Percent < 100 {
-		return r.Status + " " + share(r.Percent)
+		return releaseStatus(r) + " " + share(r.Percent)
 	}
-	return r.Status
+	return releaseStatus(r)
 }
 
 func releaseColour(status string) colour {

@@ -90,41 +90,13 @@ type Canary struct {
 }
 
 // Judgement is how a canary is judged; from the manifest's canary section.
-type Judgement struct {
-	// After is how long the canary is watched, in nanoseconds as JSON (time.Duration).
-	After time.Duration `json:"after"`
-	// MinRequests is how many requests the canary must have served; below that the time is extended, up
-	// to three times After, then it is aborted.
-	MinRequests int `json:"min_requests"`
-	// MaxErrorRate is by how much the canary's rate of errors may be above the active release's, in
-	// points: 0.01 is one percentage point.
-	MaxErrorRate float64 `json:"max_error_rate"`
-	// MaxP99Ratio is how many times the active release's p99 the canary's may be.
-	MaxP99Ratio float64 `json:"max_p99_ratio"`
-}
+type Judgement = function.Judgement
 
 // Decision is one decision about a canary, with the figures that it was made on.
-type Decision struct {
-	Time    time.Time `json:"time"`
-	Release int       `json:"release"`
-	// Action is "started", "share", "promoted", "aborted", "extended".
-	Action string `json:"action"`
-	// By is "user" or "judge".
-	By     string `json:"by"`
-	Reason string `json:"reason,omitempty"`
-	// Canary and Active are the figures of both since the canary's begin; nil when nobody was judged.
-	Canary *Figures `json:"canary_figures,omitempty"`
-	Active *Figures `json:"active_figures,omitempty"`
-}
+type Decision = function.Decision
 
 // Figures are what a release did over a stretch of time; only root requests count, not nested calls.
-type Figures struct {
-	Requests  int64         `json:"requests"`
-	Errors    int64         `json:"errors"`
-	ErrorRate float64       `json:"error_rate"`
-	P50       time.Duration `json:"p50"`
-	P99       time.Duration `json:"p99"`
-}
+type Figures = function.Figures
 
 // ReleaseDiff answers PathDiff.
 type ReleaseDiff struct {

@@ -51,6 +51,15 @@ func (d *Deployer) storeContext(ctx context.Context, mirror string) (digest stri
 	return digest, syncDir(d.contextDir())
 }
 
+// sumOf is the digest of what is read.
+func sumOf(r io.Reader) (string, error) {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, r); err != nil {
+		return "", err
+	}
+	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
+}
+
 func (d *Deployer) contextPath(digest string) string {
 	return filepath.Join(d.contextDir(), strings.TrimPrefix(digest, "sha256:")+contextSuffix)
 }

@@ -10,7 +10,7 @@
 //	record       versions and release, state recorded
 //	tag          v<N> with annotations for new versions, r<N> for all
 //	warm         instances of the candidate; they go with the process
-//	activate     one transaction, then the switch in memory
+//	activate     one transaction, then the switch in memory; for a canary the same gives it its share
 //	forget       releases beyond the kept ones, and their images
 package deploy
 
@@ -68,7 +68,10 @@ type Candidate interface {
 	Warm(ctx context.Context) error
 	// Activate routes new requests to the release; the one before it drains.
 	Activate()
-	// Abort drops it.
+	// Share makes the release the environment's canary and routes a share of the new requests to it, out of
+	// function.FullShare; again for another share. Ports stay those of the active release.
+	Share(share int)
+	// Abort drops it; a canary drains.
 	Abort()
 }
 
@@ -76,8 +79,14 @@ type Candidate interface {
 // taken is found before anything is switched.
 type Releaser interface {
 	Prepare(rel function.Release, versions map[string]*function.Version) (Candidate, error)
-	// Deactivate stops routing to an environment that has no functions any more.
-	Deactivate(env function.Environment)
+	// Canary returns the candidate that was shared to and neither activated nor aborted, if it has that
+	// number, or nil.
+	Canary(env function.Environment, number int) Candidate
+	// Deactivate stops routing to an environment that has no functions any more. drained blocks until no
+	// request is bound to what was routed to, or until its context ends.
+	Deactivate(env function.Environment) (drained func(context.Context) error)
+	// Forget says that of the environment's releases only those are left that keep names.
+	Forget(env function.Environment, keep func(number int) bool)
 }
 
 // Options are the settings of a Deployer.
@@ -107,6 +116,9 @@ type Options struct {
 type Deployer struct {
 	opts Options
 
+	// switching serialises what changes who gets the requests; comes after a claim. See traffic.go.
+	switching sync.Mutex
+
 	mu   sync.Mutex
 	busy map[function.Environment]chan struct{}
 }
@@ -121,6 +133,7 @@ type job struct {
 	*Deployer
 	id    string
 	req   api.DeployRequest
+	share int // of a canary; 0 activates
 	event func(api.DeployEvent)
 	parts []*part // in the order of the request
 }
@@ -141,7 +154,8 @@ const undoTimeout = 30 * time.Second
 
 // Deploy runs one deploy. Cancelling ctx before the activation undoes it.
 func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func(api.DeployEvent)) (res *api.DeployResult, err error) {
-	if err := validate(req); err != nil {
+	share, err := validate(req)
+	if err != nil {
 		return nil, err
 	}
 	if err := d.checkSpace(); err != nil {
@@ -152,7 +166,10 @@ func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func
 		return nil, err
 	}
 	defer release()
-	j := &job{Deployer: d, id: newID(), req: req, event: event}
+	if err := d.mayRelease(req); err != nil {
+		return nil, err
+	}
+	j := &job{Deployer: d, id: newID(), req: req, share: share, event: event}
 	for _, s := range req.Functions {
 		j.parts = append(j.parts, &part{spec: s, temp: j.tempName(s.Name)})
 	}
@@ -167,8 +184,20 @@ func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func
 	return j.run(ctx)
 }
 
-// validate checks everything that can be checked without a build, and reports all of it.
-func validate(req api.DeployRequest) error {
+// mayRelease refuses a deploy, but for a plan, whose release could not get its requests.
+func (d *Deployer) mayRelease(req api.DeployRequest) error {
+	if req.Plan {
+		return nil
+	}
+	if req.Canary != 0 && d.opts.Store.View().ActiveRelease(req.Environment) == nil {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%s has no active release that a canary could run beside: deploy without a canary first", req.Environment)}
+	}
+	return d.noCanary(req.Environment)
+}
+
+// validate checks everything that can be checked without a build, and reports all of it. It returns the
+// share of a canary, 0 for none.
+func validate(req api.DeployRequest) (share int, err error) {
 	errs := []error{function.ValidateProject(req.Project), function.ValidateEnvironment(req.Environment.Name)}
 	if fields := function.ValidateSpecs(req.Functions); len(fields) > 0 {
 		errs = append(errs, fields)
@@ -178,7 +207,19 @@ func validate(req api.DeployRequest) error {
 			errs = append(errs, fmt.Errorf("function %s is built from source, but the request offers no session", s.Name))
 		}
 	}
-	return invalid(errs)
+	if req.Canary != 0 {
+		share, err = function.ParseShare(req.Canary)
+		errs = append(errs, err)
+	}
+	switch {
+	case req.NoActivate && req.Canary != 0:
+		errs = append(errs, errors.New("a release that is not activated gets no share of the requests: choose one of both"))
+	case req.Auto != nil && req.Canary == 0:
+		errs = append(errs, errors.New("only a canary is promoted by itself: give the release a share of the requests"))
+	case req.Auto != nil:
+		errs = append(errs, req.Auto.Validate())
+	}
+	return share, invalid(errs)
 }
 
 // invalid joins problems into one error of the API; nil when there are none.
@@ -221,6 +262,9 @@ func (d *Deployer) claim(ctx context.Context, env function.Environment, wait boo
 			return func() { d.unclaim(env, done) }, nil
 		}
 		d.mu.Unlock()
+		if event == nil {
+			event = func(api.DeployEvent) {}
+		}
 		if !wait && !tidying {
 			return nil, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("another deploy of %s is running: wait for it, or use --wait", env)}
 		}
@@ -405,37 +449,32 @@ func (j *job) release(ctx context.Context, wanted store.NewRelease, active *func
 	}
 	failpoint.Here("deploy.published")
 	versions := j.versionsOf(rel)
-	if err := j.switchTo(ctx, rel, versions); err != nil {
+	if err := j.route(ctx, rel, versions); err != nil {
 		return nil, j.fail(rel, err)
 	}
-	rel.State = function.ReleaseActive
+	if now := j.opts.Store.View().Release(rel.Environment, rel.Number); now != nil {
+		rel = *now
+	}
 	j.forget(rel.Environment)
 	return j.result(rel, versions, active), nil
 }
 
-// switchTo warms a recorded release and activates it.
-func (d *Deployer) switchTo(ctx context.Context, rel function.Release, versions map[string]*function.Version) error {
-	cand, err := d.opts.Releases.Prepare(rel, versions)
-	if err != nil {
-		return err
+// route gives a recorded release the requests that the deploy asks for: all, a share, or none.
+func (j *job) route(ctx context.Context, rel function.Release, versions map[string]*function.Version) error {
+	switch {
+	case j.req.NoActivate:
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := j.opts.Store.KeepRelease(context.WithoutCancel(ctx), rel.Environment, rel.Number); err != nil {
+			return err
+		}
+		failpoint.Here("deploy.kept")
+		return nil
+	case j.share != 0:
+		return j.startCanary(ctx, "deploy", rel, versions, function.Canary{Share: j.share, Auto: j.req.Auto})
 	}
-	failpoint.Here("deploy.prepared")
-	warm, cancel := context.WithTimeoutCause(ctx, d.opts.WarmTimeout, fmt.Errorf("the instances were not ready within %s", d.opts.WarmTimeout))
-	defer cancel()
-	if err := cand.Warm(warm); err != nil {
-		cand.Abort()
-		return err
-	}
-	failpoint.Here("deploy.warmed")
-	if err := d.opts.Store.Activate(context.WithoutCancel(ctx), rel.Environment, rel.Number); err != nil {
-		cand.Abort()
-		return err
-	}
-	failpoint.Here("deploy.activated")
-	cand.Activate()
-	failpoint.Here("deploy.switched")
-	d.opts.Log.Info("release activated", "environment", rel.Environment.String(), "release", rel.Number)
-	return nil
+	return j.switchTo(ctx, "deploy", rel, versions)
 }
 
 // fail undoes a recorded release and returns the error with what could not be undone.
@@ -467,6 +506,8 @@ func (d *Deployer) forget(env function.Environment) {
 		return
 	}
 	failpoint.Here("deploy.forgotten")
+	view := d.opts.Store.View()
+	d.opts.Releases.Forget(env, func(number int) bool { return view.Release(env, number) != nil })
 	d.removeImages(ctx, dropped)
 	d.sweepContexts()
 }
@@ -505,28 +546,42 @@ func (j *job) result(rel function.Release, versions map[string]*function.Version
 		res.Previous = before.Number
 	}
 	for _, p := range j.parts {
-		f := api.DeployFunction{Name: p.spec.Name, Version: rel.Versions[p.spec.Name], Change: "created", Port: p.spec.Port}
-		if before != nil {
-			switch old, ok := before.Versions[p.spec.Name]; {
-			case ok && old == f.Version:
-				f.Change = "unchanged"
-			case ok:
-				f.Change = "updated"
-			}
-		}
+		f := api.DeployFunction{Name: p.spec.Name, Version: rel.Versions[p.spec.Name], Port: p.spec.Port}
+		f.Change = change(before, f.Name, f.Version)
 		if v := versions[p.spec.Name]; v != nil {
 			f.Digest, f.Base = v.Image.Digest, v.Image.BaseName
 		}
 		res.Functions = append(res.Functions, f)
 	}
-	if before != nil {
-		for _, name := range slices.Sorted(maps.Keys(before.Versions)) {
-			if _, ok := rel.Versions[name]; !ok {
-				res.Functions = append(res.Functions, api.DeployFunction{Name: name, Version: before.Versions[name], Change: "removed"})
-			}
+	res.Functions = append(res.Functions, removed(rel, before)...)
+	return res
+}
+
+// change says what became of a function against the release before (nil for none).
+func change(before *function.Release, name string, version int) string {
+	if before == nil {
+		return "created"
+	}
+	switch old, ok := before.Versions[name]; {
+	case !ok:
+		return "created"
+	case old == version:
+		return "unchanged"
+	}
+	return "updated"
+}
+
+// removed lists the functions of the release before (nil for none) that rel does not have.
+func removed(rel function.Release, before *function.Release) (out []api.DeployFunction) {
+	if before == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(before.Versions)) {
+		if _, ok := rel.Versions[name]; !ok {
+			out = append(out, api.DeployFunction{Name: name, Version: before.Versions[name], Change: "removed"})
 		}
 	}
-	return res
+	return out
 }
 
 // Remove takes one function out of an environment: it makes and activates a release without it.
@@ -539,6 +594,9 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 	active := d.opts.Store.View().ActiveRelease(key.Environment)
 	if active == nil || active.Versions[key.Function] == 0 { // it was removed since the caller looked
 		return nil, fmt.Errorf("%s is not deployed: %w", key, errdefs.ErrNotFound)
+	}
+	if err := d.noCanary(key.Environment); err != nil {
+		return nil, err
 	}
 	if len(active.Versions) == 1 {
 		return d.removeLast(ctx, key)
@@ -553,7 +611,7 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 	if err := errors.Join(d.tagRelease(ctx, &rec.Release, versions), ctx.Err()); err != nil {
 		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
 	}
-	if err := d.switchTo(ctx, rec.Release, versions); err != nil {
+	if err := d.switchTo(ctx, "remove", rec.Release, versions); err != nil {
 		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
 	}
 	d.forget(key.Environment)
@@ -562,17 +620,8 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 
 // removeLast empties an environment.
 func (d *Deployer) removeLast(ctx context.Context, key function.Key) (*api.RemoveResult, error) {
-	dropped, err := d.opts.Store.RemoveEnvironment(ctx, key.Environment)
-	if err != nil {
+	if err := d.removeAll(ctx, key.Environment); err != nil {
 		return nil, err
 	}
-	failpoint.Here("remove.committed")
-	d.opts.Releases.Deactivate(key.Environment)
-	failpoint.Here("remove.deactivated")
-	d.removeImages(context.WithoutCancel(ctx), dropped)
-	failpoint.Here("remove.images")
-	d.removeMirrors(key.Environment)
-	failpoint.Here("remove.mirrors")
-	d.sweepContexts()
 	return &api.RemoveResult{Key: key}, nil
 }

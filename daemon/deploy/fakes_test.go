@@ -46,6 +46,8 @@ type seam struct {
 	// or cancel the deploy and go on.
 	at  int
 	hit func() error
+	// every is called at each call, before it does anything.
+	every func(call string)
 }
 
 var errInjected = errors.New("injected")
@@ -53,11 +55,14 @@ var errInjected = errors.New("injected")
 func (s *seam) call(ctx context.Context, format string, args ...any) error {
 	s.mu.Lock()
 	s.calls = append(s.calls, fmt.Sprintf(format, args...))
-	hit := s.hit
+	hit, every := s.hit, s.every
 	if len(s.calls) != s.at {
 		hit = nil
 	}
 	s.mu.Unlock()
+	if every != nil {
+		every(fmt.Sprintf(format, args...))
+	}
 	if hit != nil {
 		if err := hit(); err != nil {
 			return err
@@ -241,10 +246,13 @@ func (s *sessions) Caller(ctx context.Context, id string) (session.Caller, error
 // releases remembers what is routed to.
 type releases struct {
 	*seam
-	mu      sync.Mutex
-	active  map[function.Environment]int
-	open    int // candidates that were neither activated nor aborted
-	warming chan struct{}
+	mu       sync.Mutex
+	active   map[function.Environment]int
+	canary   map[function.Environment]*fakeCandidate
+	open     int // candidates that get no requests and were not aborted
+	warming  chan struct{}
+	forgot   map[function.Environment][]int // releases that Forget was told to keep
+	draining func(context.Context) error
 }
 
 func (r *releases) Prepare(rel function.Release, versions map[string]*function.Version) (Candidate, error) {
@@ -265,22 +273,57 @@ func (r *releases) Prepare(rel function.Release, versions map[string]*function.V
 	return &fakeCandidate{r: r, rel: rel}, nil
 }
 
-func (r *releases) Deactivate(env function.Environment) {
+func (r *releases) Canary(env function.Environment, number int) Candidate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.canary[env]; c != nil && c.rel.Number == number {
+		return c
+	}
+	return nil
+}
+
+func (r *releases) Deactivate(env function.Environment) func(context.Context) error {
+	r.step("deactivate")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.active, env)
+	delete(r.canary, env)
+	if r.draining != nil {
+		return r.draining
+	}
+	return func(context.Context) error { return nil }
 }
 
-func (r *releases) routed() (active map[function.Environment]int, open int) {
+func (r *releases) Forget(env function.Environment, keep func(int) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return maps.Clone(r.active), r.open
+	r.forgot[env] = nil
+	for n := range 100 {
+		if keep(n) {
+			r.forgot[env] = append(r.forgot[env], n)
+		}
+	}
+}
+
+// step is a call that cannot fail.
+func (r *releases) step(what string) { _ = r.call(context.Background(), "%s", what) }
+
+// routed says who gets requests: the active releases, and the canaries with their shares.
+func (r *releases) routed() (active, canary, share map[function.Environment]int, open int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	canary, share = map[function.Environment]int{}, map[function.Environment]int{}
+	for env, c := range r.canary {
+		canary[env], share[env] = c.rel.Number, c.share
+	}
+	return maps.Clone(r.active), canary, share, r.open
 }
 
 type fakeCandidate struct {
-	r    *releases
-	rel  function.Release
-	done bool
+	r     *releases
+	rel   function.Release
+	share int  // more than 0: the canary
+	done  bool // activated or aborted
 }
 
 func (c *fakeCandidate) Warm(ctx context.Context) error {
@@ -291,22 +334,43 @@ func (c *fakeCandidate) Warm(ctx context.Context) error {
 	return c.r.call(ctx, "warm")
 }
 
+// end ends the candidate; the lock is held.
 func (c *fakeCandidate) end() {
-	c.r.mu.Lock()
-	defer c.r.mu.Unlock()
 	if c.done {
 		panic("a candidate ended twice")
 	}
 	c.done = true
+	if c.share > 0 {
+		delete(c.r.canary, c.rel.Environment)
+		return
+	}
 	c.r.open--
 }
 
-func (c *fakeCandidate) Abort() { c.end() }
-func (c *fakeCandidate) Activate() {
-	c.end()
+func (c *fakeCandidate) Abort() {
+	c.r.step("abort")
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
+	c.end()
+}
+
+func (c *fakeCandidate) Activate() {
+	c.r.step("activate")
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.end()
 	c.r.active[c.rel.Environment] = c.rel.Number
+}
+
+func (c *fakeCandidate) Share(share int) {
+	c.r.step("share")
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	if c.share == 0 {
+		c.r.open--
+	}
+	c.share = share
+	c.r.canary[c.rel.Environment] = c
 }
 
 // world is a deployer with fakes around it, a real store, a real session and a project directory.
@@ -326,16 +390,24 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, seam: &seam{}, dir: tmpdir.New(t), src: t.TempDir()}
+	return openWorld(t, tmpdir.New(t), map[string]image.Info{})
+}
+
+// openWorld opens what a daemon left: its directory and the images of containerd.
+func openWorld(t testing.TB, dir string, names map[string]image.Info) *world {
+	t.Helper()
+	w := &world{t: t, seam: &seam{}, dir: dir, src: t.TempDir()}
 	log := slog.New(slog.DiscardHandler)
 	var err error
 	if w.store, err = store.Open(t.Context(), filepath.Join(w.dir, "state"), log); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.store.Close() })
-	w.images = &images{seam: w.seam, names: map[string]image.Info{}, unpacked: map[digest.Digest]bool{}, registry: map[string]string{"example.com/b:1": "b1"}}
+	w.images = &images{seam: w.seam, names: names, unpacked: map[digest.Digest]bool{}, registry: map[string]string{"example.com/b:1": "b1"}}
 	w.builder = &builder{seam: w.seam, images: w.images, last: map[string]buildkit.Request{}}
-	w.releases = &releases{seam: w.seam, active: map[function.Environment]int{}}
+	w.releases = &releases{
+		seam: w.seam, active: map[function.Environment]int{}, canary: map[function.Environment]*fakeCandidate{}, forgot: map[function.Environment][]int{},
+	}
 	w.write("a/Dockerfile", "FROM public.ecr.aws/lambda/provided:al2023\nCOPY app /var/task/\n")
 	w.write("a/app", "one")
 	w.Deployer = New(Options{
@@ -414,6 +486,9 @@ func (w *world) must(req api.DeployRequest) *api.DeployResult {
 type state struct {
 	Active   map[function.Environment]int
 	Routed   map[function.Environment]int
+	Canary   map[function.Environment]int
+	Shared   map[function.Environment]int // to the canaries that are routed to
+	Share    map[function.Environment]int // as recorded
 	Open     int
 	Images   []string
 	Contexts []string
@@ -424,19 +499,26 @@ type state struct {
 
 func (w *world) state() state {
 	w.t.Helper()
-	s := state{Active: map[function.Environment]int{}, Images: w.images.list(), Contexts: w.contexts()}
-	s.Routed, s.Open = w.releases.routed()
+	s := state{Active: map[function.Environment]int{}, Canary: map[function.Environment]int{}, Share: map[function.Environment]int{}, Images: w.images.list(), Contexts: w.contexts()}
+	var canaries map[function.Environment]int
+	s.Routed, canaries, s.Shared, s.Open = w.releases.routed()
 	view := w.store.View()
 	s.Deploys = len(view.Deploys())
 	for _, e := range view.Environments() {
 		if r := view.ActiveRelease(e.Environment); r != nil {
 			s.Active[e.Environment] = r.Number
 		}
+		if c := view.Canary(e.Environment); c != nil {
+			s.Canary[e.Environment], s.Share[e.Environment] = c.Release, c.Share
+		}
 		for _, r := range view.Releases(e.Environment) {
 			if r.State == function.ReleaseRecorded {
 				s.Recorded++
 			}
 		}
+	}
+	if !maps.Equal(s.Canary, canaries) {
+		w.t.Errorf("the record has the canaries %v, routed are %v", s.Canary, canaries)
 	}
 	w.mu.Lock()
 	s.Busy = len(w.busy)

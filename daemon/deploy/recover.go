@@ -20,7 +20,7 @@ import (
 //	a release in state recorded    it was not activated and never will be
 //	an image name with our mark    that no version or release of the record has
 //	a temporary lease with our mark, a stored context that no version has, a mirror of an environment
-//	without releases
+//	without releases, unpacked contexts of a rebuild
 //
 // Each is removed by name, so that an interrupted recovery is simply repeated.
 
@@ -30,7 +30,7 @@ func (d *Deployer) Recover(ctx context.Context) error {
 	for _, env := range d.opts.Store.View().Environments() {
 		errs = append(errs, d.failRecorded(ctx, env.Environment))
 	}
-	errs = append(errs, d.sweepImages(ctx), d.sweepMirrors())
+	errs = append(errs, d.sweepImages(ctx), d.sweepMirrors(), os.RemoveAll(d.rebuildDir()))
 	d.sweepContexts()
 	return errors.Join(errs...)
 }

@@ -255,6 +255,7 @@ func (j *job) publishVersion(ctx context.Context, p *part, v *function.Version, 
 		if img.Context, err = j.storeContext(ctx, p.mirror); err != nil {
 			return fmt.Errorf("store the build context: %w", err)
 		}
+		img.Build = p.spec.Build
 	}
 	failpoint.Here("deploy.stored")
 	if err := j.opts.Images.Unpack(ctx, name); err != nil {

@@ -99,6 +99,9 @@ type Image struct {
 	BaseDigest string `json:"base_digest,omitempty"`
 	// Context is the digest of the stored build context; empty for pulled images.
 	Context string `json:"context,omitempty"`
+	// Build says how the image was built from that context; nil for pulled images, and for versions of before it was
+	// recorded.
+	Build *Build `json:"build,omitempty"`
 }
 
 // Argv returns the effective entrypoint and command: each present member of the configuration
@@ -140,12 +143,15 @@ type Version struct {
 func (v *Version) String() string { return fmt.Sprintf("%s:%d", v.Key, v.Number) }
 
 // ReleaseState says where a release stands. Transitions: recorded → active → superseded;
-// recorded → failed. A superseded release may become active again (rollback).
+// recorded → failed; recorded → superseded (kept without being activated). A superseded release may
+// become active again (rollback). A recorded or superseded one may become the canary, which is promoted
+// (active) or aborted (superseded).
 type ReleaseState string
 
 const (
 	ReleaseRecorded   ReleaseState = "recorded"
 	ReleaseActive     ReleaseState = "active"
+	ReleaseCanary     ReleaseState = "canary"
 	ReleaseSuperseded ReleaseState = "superseded"
 	ReleaseFailed     ReleaseState = "failed"
 )

@@ -14,7 +14,7 @@ import (
 // the same version. It covers what decides how an instance behaves: the layers' diff ids, the
 // members of the image config that are honoured and the function's configuration. It leaves out
 // what differs from build to build or only says where the image came from: Name, Digest, Size,
-// BaseName, BaseDigest, Context, and with the digest labels, annotations and times.
+// BaseName, BaseDigest, Context, Build, and with the digest labels, annotations and times.
 //
 // Absent and empty lists are the same for the image, where both mean nothing, and differ for
 // Config.Entrypoint and Config.Command, where empty replaces the image's value.

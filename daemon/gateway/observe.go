@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -29,7 +30,26 @@ func (c *Call) failed() {
 // observeOutcome and observeRefusal are for calls that came to an answer.
 func (c *Call) observeOutcome(out *invocation.Outcome) {
 	c.req.Trace.ResponseBytes = len(out.Payload)
-	c.observe(invocation.Call{Result: out.Result, Status: http.StatusOK, ErrorType: out.ErrorType})
+	c.observe(invocation.Call{Result: out.Result, Status: http.StatusOK, ErrorType: errorType(out)})
+}
+
+// maxErrorPayload is how much of a function's error is read for its class, in bytes.
+const maxErrorPayload = 64 << 10
+
+// errorType is the class of the function's error: what its runtime said of it or, where that says nothing,
+// what the payload has, as clients read it.
+func errorType(out *invocation.Outcome) string {
+	known := out.ErrorType != "" && out.ErrorType != "Runtime.Unknown" && out.ErrorType != "Function.Unknown"
+	if out.Result != invocation.Failed || known || len(out.Payload) > maxErrorPayload {
+		return out.ErrorType
+	}
+	var e struct {
+		ErrorType string `json:"errorType"`
+	}
+	if json.Unmarshal(out.Payload, &e) != nil || e.ErrorType == "" {
+		return out.ErrorType
+	}
+	return e.ErrorType
 }
 
 func (c *Call) observeRefusal(e *Error, err error) {

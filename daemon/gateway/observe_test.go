@@ -196,3 +196,111 @@ func TestClientThatLeavesIsObserved(t *testing.T) {
 		t.Errorf("got %+v, queue %s", got, got.Queue())
 	}
 }
+
+func TestClassOfAnError(t *testing.T) {
+	const payload = `{"errorMessage":"no","errorType":"ValueError"}`
+	for name, tt := range map[string]struct {
+		out  invocation.Outcome
+		want string
+	}{
+		"the runtime says":       {invocation.Outcome{Result: invocation.Failed, ErrorType: "Function.MyError", Payload: []byte(payload)}, "Function.MyError"},
+		"only the payload says":  {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(payload)}, "ValueError"},
+		"nobody says":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: []byte(`{"errorType":7}`)}, "Runtime.Unknown"},
+		"no JSON":                {invocation.Outcome{Result: invocation.Failed, Payload: []byte("oops")}, ""},
+		"a large one":            {invocation.Outcome{Result: invocation.Failed, ErrorType: "Runtime.Unknown", Payload: append([]byte(payload), make([]byte, maxErrorPayload)...)}, "Runtime.Unknown"},
+		"an answer is no error":  {invocation.Outcome{Payload: []byte(payload)}, ""},
+		"timeouts are our words": {invocation.Outcome{Result: invocation.TimedOut, ErrorType: "Sandbox.Timedout", Payload: []byte(payload)}, "Sandbox.Timedout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := errorType(&tt.out); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// reply is a Reply as package server's codec has one.
+type reply struct {
+	status int
+	drops  int
+}
+
+func (r *reply) Send(a *Answer) { r.status = a.Status; a.release() }
+func (r *reply) Drop()          { r.drops++ }
+
+// TestCallsOfTheCodecAreObservedOnce: whatever their completion is told.
+func TestCallsOfTheCodecAreObservedOnce(t *testing.T) {
+	complete := func(out *invocation.Outcome, err error) func(*invocation.Request, invocation.Completion) {
+		return func(req *invocation.Request, done invocation.Completion) {
+			req.Trace.Instance = "lfx-1"
+			done.Complete(out, err)
+		}
+	}
+	for name, tt := range map[string]struct {
+		f      *fake
+		body   string
+		want   invocation.Result
+		status int // of the answer, 0 when the connection was cut
+	}{
+		"ok":                  {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1")}, nil)}, status: 200},
+		"error":               {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1"), Result: invocation.Failed}, nil)}, want: invocation.Failed, status: 200},
+		"waits":               {status: 200},
+		"throttled":           {f: &fake{begin: complete(nil, &invocation.ThrottledError{Reason: "R"})}, want: invocation.Throttled, status: 429},
+		"refused":             {body: "{", want: invocation.Refused, status: 400},
+		"client leaves":       {f: &fake{begin: complete(nil, context.Canceled)}, want: invocation.Gone},
+		"panic":               {f: &fake{begin: func(*invocation.Request, invocation.Completion) { panic("ouch") }}, want: invocation.Unavailable},
+		"panic in the answer": {f: &fake{begin: complete(&invocation.Outcome{Free: func() { panic("ouch") }}, nil)}, want: invocation.OK, status: 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := tt.f
+			if f == nil {
+				f = &fake{}
+			}
+			g, seen := observed(f)
+			r := &reply{}
+			body := tt.body
+			if body == "" {
+				body = "{}"
+			}
+			c := &Call{Request: Request{Method: http.MethodPost, Path: InvokePrefix + "hello" + InvokeSuffix, Length: int64(len(body)), Payload: []byte(body)}}
+			func() {
+				defer func() {
+					if recover() != nil { // as the owner of the connection does
+						c.Abort()
+						r.Drop()
+					}
+				}()
+				g.Serve(t.Context(), c, Scope{Parent: "p"}, r)
+			}()
+			got := seen.one(t)
+			if got.Result != tt.want || r.status != tt.status || got.Parent != "p" || got.Version == nil {
+				t.Errorf("answered %d, observed %+v; want %d, %s", r.status, got, tt.status, tt.want)
+			}
+			if tt.status != 0 && got.Status != tt.status {
+				t.Errorf("observed status %d, want %d", got.Status, tt.status)
+			}
+			if cut := tt.status == 0 || name == "panic in the answer"; (r.drops == 1) != cut {
+				t.Errorf("the connection was cut %d times", r.drops)
+			}
+			if n := f.open.Load(); n != 0 {
+				t.Errorf("%d routes are open", n)
+			}
+		})
+	}
+}
+
+// A Call is used again for the next request of its connection.
+func TestCallIsUsedAgain(t *testing.T) {
+	g, seen := observed(&fake{})
+	r := &reply{}
+	c := &Call{Request: Request{Method: http.MethodPost, Path: InvokePrefix + "hello" + InvokeSuffix, Query: "Qualifier=7", Length: 2, Payload: []byte("{}")}}
+	g.Serve(t.Context(), c, Scope{Parent: "p"}, r)
+	c.Query, c.Method = "", http.MethodGet
+	g.Serve(t.Context(), c, Scope{}, r)
+	if len(seen.all) != 2 || seen.all[0].ID == seen.all[1].ID {
+		t.Fatalf("observed %+v", seen.all)
+	}
+	if o := seen.all[1]; o.Parent != "" || o.Qualifier != "" || o.Version != nil || o.Trace.RequestBytes != 0 || o.Function.Function != "" {
+		t.Errorf("the second call has something of the first: %+v", o)
+	}
+}

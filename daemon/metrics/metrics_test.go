@@ -151,7 +151,7 @@ func TestInstancesAreCounted(t *testing.T) {
 		r.Ended(f, reason)
 	}
 	got := scrape(t, r, State{
-		Version: "1.2.3", MemoryUsed: 5 << 20, MemoryBudget: 10 << 20,
+		Version: "1.2.3", MemoryUsed: 5 << 20, MemoryBudget: 10 << 20, MemoryReserved: 7 << 20, MemoryReservable: 20 << 20,
 		Pools: []Pool{
 			{Key: f.Key, Version: 2, States: map[string]int{"busy": 1, "idle": 0}, Queued: 3},
 			{Key: f.Key, Version: 1, States: map[string]int{"frozen": 4}},
@@ -177,6 +177,8 @@ func TestInstancesAreCounted(t *testing.T) {
 		"lfx_queue_length{" + fn + ",version=2}":                                                3,
 		"lfx_memory_used_bytes{}":                                                               5 << 20,
 		"lfx_memory_budget_bytes{}":                                                             10 << 20,
+		"lfx_memory_reserved_bytes{}":                                                           7 << 20,
+		"lfx_memory_reservable_bytes{}":                                                         20 << 20,
 		"lfx_release_active{project=shop,environment=default}":                                  7,
 		"lfx_release_active{project=shop,environment=staging}":                                  0,
 		"lfx_release_traffic_percent{project=shop,environment=default,release=8,status=canary}": 12.5,

@@ -26,8 +26,9 @@ type State struct {
 	// Version is lfxd's own.
 	Version string
 	Pools   []Pool
-	// MemoryUsed and MemoryBudget are in bytes.
-	MemoryUsed, MemoryBudget int64
+	// Memory of all instances in bytes: what they may use and do use, the sum of their limits and what that
+	// may be.
+	MemoryBudget, MemoryUsed, MemoryReserved, MemoryReservable int64
 	// Active has every environment's active release, 0 when it has none.
 	Active   map[function.Environment]int
 	Releases []Release
@@ -161,6 +162,10 @@ func writeState(t *text, st State) {
 	t.integer(st.MemoryBudget)
 	t.begin(memoryUsed)
 	t.integer(st.MemoryUsed)
+	t.begin(memoryReserved)
+	t.integer(st.MemoryReserved)
+	t.begin(memoryReservable)
+	t.integer(st.MemoryReservable)
 	t.begin(active)
 	compare := func(a, b function.Environment) int {
 		return cmp.Or(cmp.Compare(a.Project, b.Project), cmp.Compare(a.Name, b.Name))

@@ -29,12 +29,15 @@ func (p *Pool) priceLocked(scarcity float64) policy.Cost {
 // off says whether a differs from b by more than a step.
 func off(a, b float64) bool { return a < b*(1-priceStep) || a > b*(1+priceStep) }
 
-// windowLocked is how long the pool's idle instances are kept, and when one is started ahead of need.
-func (p *Pool) windowLocked(scarcity float64) policy.Window {
+// levelLocked is how many instances are busy or start: the policy keeps the second for what the second is used, and so on.
+func (p *Pool) levelLocked() int { return p.aliveLocked() - len(p.idle) + p.starting }
+
+// windowLocked is how long the pool's coldest idle instance is kept, and when one is started ahead of need.
+func (p *Pool) windowLocked() policy.Window {
 	if p.opts.Policy == nil {
 		return policy.Window{KeepFor: policy.Forever} // until the idle timeout
 	}
-	return p.opts.Policy.Window(&p.known, p.priceLocked(scarcity))
+	return p.opts.Policy.Window(&p.known, p.priceLocked(p.scarcity), p.levelLocked()+len(p.idle))
 }
 
 // idleSince is from when on the policy counts: an instance that was started ahead of need stands for one that was given up.
@@ -45,36 +48,37 @@ func (s *slot) idleSince() time.Time {
 	return s.used
 }
 
-// overLocked says whether an idle slot has been idle for long enough.
-func (p *Pool) overLocked(s *slot, now time.Time, w policy.Window) bool {
+// overLocked says whether the coldest idle slot has been idle for long enough.
+func (p *Pool) overLocked(s *slot, now time.Time) bool {
 	age := now.Sub(s.idleSince())
-	return now.Sub(s.used) >= p.opts.IdleTimeout || age >= w.Until(age)
+	return now.Sub(s.used) >= p.opts.IdleTimeout || age >= p.windowLocked().Until(age)
 }
 
-// tookLocked notes for the policy that an invocation took an idle slot.
+// tookLocked notes for the policy that an invocation took a slot that is no longer among the idle ones.
 func (p *Pool) tookLocked(s *slot) {
 	if p.opts.Policy != nil {
-		p.known.Observe(time.Since(s.idleSince()))
+		p.known.Observe(p.levelLocked(), time.Since(s.idleSince()))
 	}
 	s.standsFor = time.Time{}
 }
 
-// missedLocked notes that a start was begun for a request.
+// missedLocked notes that a start was begun for a request; it is counted already.
 func (p *Pool) missedLocked() {
 	if p.opts.Policy != nil {
-		p.known.Missed(time.Now())
+		p.known.Missed(p.levelLocked(), time.Now())
 	}
 }
 
-// gaveUpLocked notes that an idle slot ends because its time is over or its room is wanted.
+// gaveUpLocked notes that the coldest idle slot is about to end because its time is over or its room is wanted.
 func (p *Pool) gaveUpLocked(s *slot) {
 	if p.opts.Policy != nil {
-		p.known.GaveUp(s.idleSince())
+		p.known.GaveUp(p.levelLocked()+len(p.idle), s.idleSince())
 	}
 }
 
 // prewarmLocked starts an instance ahead of need when a call is likely soon, none lives, and nobody has to give way for it.
-func (p *Pool) prewarmLocked(now time.Time, w policy.Window) {
+func (p *Pool) prewarmLocked(now time.Time) {
+	w := p.windowLocked()
 	if w.PrewarmUntil == 0 || len(p.slots)+p.starting+p.waiting > 0 || p.stopped() || p.failures > 0 && now.Before(p.retryAt) {
 		return
 	}

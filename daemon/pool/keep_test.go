@@ -82,8 +82,8 @@ func TestInstanceIsStartedAheadOfARegularCall(t *testing.T) {
 		if cold > 1 || between > 1 {
 			t.Errorf("of the last %d calls %d were cold, and %d times an instance was there an hour before; want none of both", rounds-learning, cold, between)
 		}
-		if s.started < rounds-learning {
-			t.Errorf("%d instances were started in all", s.started)
+		if s.count().started < rounds-learning {
+			t.Errorf("%d instances were started in all", s.count().started)
 		}
 	})
 }
@@ -125,10 +125,10 @@ func TestStoppedFunctionIsNotStartedAheadOfNeed(t *testing.T) {
 		v.Number, v.Config.Concurrency = 2, function.Concurrency{Stopped: true}
 		activate(t, m, 2, v)
 		time.Sleep(time.Minute) // what was under way
-		before := s.started
+		before := s.count().started
 		time.Sleep(24 * time.Hour)
-		if s.started != before {
-			t.Errorf("%d instances were started for a function that must not run", s.started-before)
+		if s.count().started != before {
+			t.Errorf("%d instances were started for a function that must not run", s.count().started-before)
 		}
 	})
 }

@@ -3,15 +3,10 @@ package pool
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
@@ -67,6 +62,9 @@ type Manager struct {
 	pools  map[versionKey]*entry
 	limits map[function.Key]*limit
 	newest map[function.Key]*Pool // made last, while it is in pools
+	// live are the releases that are not finished; counters are of those that are kept, by number.
+	live     map[*Release]struct{}
+	counters map[releaseKey]*counters
 	// retired are pools that nobody uses any more and whose instances are not all gone.
 	retired map[*Pool]struct{}
 	closed  bool
@@ -86,10 +84,6 @@ type entry struct {
 	pinned bool
 }
 
-type environment struct {
-	active atomic.Pointer[Release]
-}
-
 // NewManager starts a manager; Close ends it.
 func NewManager(opts Options) *Manager {
 	if opts.Observer == nil {
@@ -100,6 +94,7 @@ func NewManager(opts Options) *Manager {
 		opts: opts, ctx: ctx, cancel: cancel,
 		host: newLimit(opts.MaxInstances, one), memory: newLimit(int64(float64(opts.MemoryMB)*max(opts.Overcommit, 1)), memoryOf),
 		pools: map[versionKey]*entry{}, limits: map[function.Key]*limit{}, newest: map[function.Key]*Pool{}, retired: map[*Pool]struct{}{},
+		live: map[*Release]struct{}{}, counters: map[releaseKey]*counters{},
 	}
 	m.host.fair, m.memory.fair = true, true
 	if opts.MemoryUsed != nil && opts.MemoryMB > 0 {
@@ -108,50 +103,6 @@ func NewManager(opts Options) *Manager {
 	m.envs.Store(&map[function.Environment]*environment{})
 	m.group.Go(m.sweepLoop)
 	return m
-}
-
-// Release is a live release: active, being prepared, or draining.
-type Release struct {
-	manager  *Manager
-	record   function.Release
-	versions map[string]*function.Version
-	pools    map[string]*Pool
-
-	inflight atomic.Int64
-	retired  atomic.Bool
-	drained  sync.Once
-	done     chan struct{} // closed when drained
-}
-
-// ReleaseNumber implements invocation.Binding.
-func (r *Release) ReleaseNumber() int { return r.record.Number }
-
-// Record returns the release's record.
-func (r *Release) Record() function.Release { return r.record }
-
-// InFlight counts the requests bound to the release, at any depth.
-func (r *Release) InFlight() int64 { return r.inflight.Load() }
-
-// Drained is closed when the release was retired and no request is bound to it any more.
-func (r *Release) Drained() <-chan struct{} { return r.done }
-
-// Pool returns the pool of a function of the release, or nil.
-func (r *Release) Pool(name string) *Pool { return r.pools[name] }
-
-// Prepare makes the pools of a release without routing anything to it. Follow with Warm, then
-// Activate or Abort.
-func (m *Manager) Prepare(record function.Release, versions map[string]*function.Version) (*Release, error) {
-	r := &Release{manager: m, record: record, versions: versions, pools: make(map[string]*Pool, len(versions)), done: make(chan struct{})}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, errors.New("the daemon is shutting down")
-	}
-	for name, v := range versions {
-		r.pools[name] = m.refLocked(v, r)
-		r.pools[name].limit.raise(m.maxOf(v))
-	}
-	return r, nil
 }
 
 // maxOf is the cap on the instances of a version's function.
@@ -219,291 +170,6 @@ func (m *Manager) removeLocked(k versionKey, e *entry) {
 	for _, l := range e.pool.limits() {
 		l.leave(e.pool)
 	}
-}
-
-// Warm starts concurrency.min instances of every version of the release, as far as they do not run
-// already, and blocks until each of them asked for its first event. A function that could never run on
-// this host is an error too. The error names the function.
-func (r *Release) Warm(ctx context.Context) error {
-	for _, name := range slices.Sorted(maps.Keys(r.pools)) {
-		if err := r.pools[name].tooLarge(); err != nil {
-			return err
-		}
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	for _, name := range slices.Sorted(maps.Keys(r.pools)) {
-		p, least := r.pools[name], r.versions[name].Config.Concurrency.Min
-		if least == 0 {
-			continue
-		}
-		g.Go(func() error {
-			if err := p.warm(ctx, least); err != nil {
-				return fmt.Errorf("function %s, version %d, does not start: %w", name, p.version.Number, err)
-			}
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-// Activate routes new requests of the environment to r. The release that was active before is
-// returned (nil if none); it drains on its own.
-func (r *Release) Activate() *Release {
-	m := r.manager
-	for name, p := range r.pools {
-		p.mu.Lock()
-		p.binding = r
-		p.min = r.versions[name].Config.Concurrency.Min
-		p.mu.Unlock()
-		p.limit.setMax(m.maxOf(r.versions[name]))
-		p.limit.stopped.Store(r.versions[name].Config.Concurrency.Stopped)
-	}
-	old := m.environment(r.record.Environment).active.Swap(r)
-	if old != nil {
-		old.letGo(r)
-		old.retire()
-	}
-	m.unpin(r.record.Environment)
-	return old
-}
-
-// unpin lets go of the pools that were asked for by version number: their versions may be forgotten
-// with the switch. They go when no request uses them.
-func (m *Manager) unpin(env function.Environment) {
-	var last []*Pool
-	m.mu.Lock()
-	for k, e := range m.pools {
-		if k.Environment != env || !e.pinned {
-			continue
-		}
-		e.pinned = false
-		if p := m.unrefLocked(e.pool.version); p != nil {
-			last = append(last, p)
-		}
-	}
-	m.mu.Unlock()
-	for _, p := range last {
-		p.close()
-	}
-}
-
-// letGo ends the warmth of pools that next (may be nil) does not have: they only serve the requests
-// that are bound to r.
-func (r *Release) letGo(next *Release) {
-	for name, p := range r.pools {
-		if next == nil || next.pools[name] != p {
-			p.setMin(0)
-		}
-	}
-}
-
-// Abort drops a release that was prepared and never activated.
-func (r *Release) Abort() {
-	r.retire()
-	if active := r.manager.Active(r.record.Environment); active != nil {
-		for name, p := range active.pools { // Prepare may have raised it
-			p.limit.setMax(r.manager.maxOf(active.versions[name]))
-		}
-	}
-}
-
-// retire lets the release drain; it ends when nothing is bound to it.
-func (r *Release) retire() {
-	r.retired.Store(true)
-	if r.inflight.Load() == 0 {
-		r.finish()
-	}
-}
-
-// finish closes the pools that no other release uses.
-func (r *Release) finish() {
-	r.drained.Do(func() {
-		m := r.manager
-		var last []*Pool
-		m.mu.Lock()
-		for _, v := range r.versions {
-			if p := m.unrefLocked(v); p != nil {
-				last = append(last, p)
-			}
-		}
-		m.mu.Unlock()
-		for _, p := range last {
-			p.close()
-		}
-		close(r.done)
-	})
-}
-
-// environment returns the entry of an environment, made when missing.
-func (m *Manager) environment(env function.Environment) *environment {
-	if e := (*m.envs.Load())[env]; e != nil {
-		return e
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if e := (*m.envs.Load())[env]; e != nil {
-		return e
-	}
-	next := maps.Clone(*m.envs.Load())
-	e := &environment{}
-	next[env] = e
-	m.envs.Store(&next)
-	return e
-}
-
-// Deactivate stops routing to an environment; its release drains. Used when nothing is left in it.
-func (m *Manager) Deactivate(env function.Environment) {
-	if e := (*m.envs.Load())[env]; e != nil {
-		if old := e.active.Swap(nil); old != nil {
-			old.letGo(nil)
-			old.retire()
-		}
-	}
-	m.unpin(env)
-}
-
-// Active returns the active release of an environment, or nil.
-func (m *Manager) Active(env function.Environment) *Release {
-	if e := (*m.envs.Load())[env]; e != nil {
-		return e.active.Load()
-	}
-	return nil
-}
-
-// bind counts a request into a release; false when it stopped being active in this moment.
-func (m *Manager) bindActive(env function.Environment) *Release {
-	e := (*m.envs.Load())[env]
-	if e == nil {
-		return nil
-	}
-	for {
-		r := e.active.Load()
-		if r == nil {
-			return nil
-		}
-		r.inflight.Add(1)
-		if e.active.Load() == r {
-			return r
-		}
-		r.unbind()
-	}
-}
-
-func (r *Release) unbind() {
-	if r.inflight.Add(-1) == 0 && r.retired.Load() {
-		r.finish()
-	}
-}
-
-// Bound is a request's hold on a release and on the pool that will serve it.
-type Bound struct {
-	release *Release
-	pool    *Pool
-	pinned  *function.Version // an extra reference to give back, for versions outside the release
-}
-
-var _ invocation.Route = (*Bound)(nil)
-
-// ErrNoRelease says that an environment has no active release.
-var ErrNoRelease = errors.New("no release is active")
-
-// ErrNoFunction says that the release has no such function.
-var ErrNoFunction = errors.New("the release has no such function")
-
-// Bind binds a request to the active release of env.
-func (m *Manager) Bind(env function.Environment, name string) (*Bound, error) {
-	r := m.bindActive(env)
-	if r == nil {
-		return nil, ErrNoRelease
-	}
-	return r.bound(name)
-}
-
-// Bind binds a further request to the release of one that is in flight: a call made from inside an
-// instance stays on its caller's release. ErrNoRelease when the release has drained: an instance that
-// later releases share can call while it has no invocation.
-func (r *Release) Bind(name string) (*Bound, error) {
-	r.inflight.Add(1)
-	select {
-	case <-r.done:
-		r.unbind()
-		return nil, ErrNoRelease
-	default:
-	}
-	return r.bound(name)
-}
-
-func (r *Release) bound(name string) (*Bound, error) {
-	p := r.pools[name]
-	if p == nil {
-		r.unbind()
-		return nil, ErrNoFunction
-	}
-	return &Bound{release: r, pool: p}, nil
-}
-
-// At moves the request to another version of the same function, which need not be part of the
-// release; calls that it makes stay on the release.
-func (b *Bound) At(v *function.Version) {
-	if v.Number == b.pool.version.Number && v.Key == b.pool.version.Key {
-		return
-	}
-	m := b.release.manager
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	b.pool = m.refLocked(v, b.release)
-	b.pinned = v
-	if e := m.pools[versionKey{v.Key, v.Number}]; !e.pinned {
-		e.pinned = true
-		e.refs++ // kept until a sweep finds it unused
-	}
-}
-
-// BindKept binds a request to a release that is neither active nor draining, by its record. Its
-// pools live as long as requests are bound to it.
-func (m *Manager) BindKept(record function.Release, versions map[string]*function.Version, name string) (*Bound, error) {
-	r, err := m.Prepare(record, versions)
-	if err != nil {
-		return nil, err
-	}
-	r.inflight.Add(1)
-	r.retired.Store(true)
-	return r.bound(name)
-}
-
-// Version implements invocation.Route.
-func (b *Bound) Version() *function.Version { return b.pool.version }
-
-// ReleaseNumber implements invocation.Route.
-func (b *Bound) ReleaseNumber() int { return b.release.record.Number }
-
-// Invoke implements invocation.Route.
-func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error) {
-	req.Binding = b.release
-	return b.pool.invoke(ctx, req)
-}
-
-// Begin implements invocation.Route.
-func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) {
-	req.Binding = b.release
-	b.pool.begin(req, done)
-}
-
-// Leave implements invocation.Route.
-func (b *Bound) Leave(req *invocation.Request, cause error) { b.pool.leave(req, cause) }
-
-// Close implements invocation.Route.
-func (b *Bound) Close() {
-	if b.pinned != nil {
-		m := b.release.manager
-		m.mu.Lock()
-		last := m.unrefLocked(b.pinned)
-		m.mu.Unlock()
-		if last != nil {
-			last.close()
-		}
-	}
-	b.release.unbind()
 }
 
 // sweepLoop ends idle instances and retries what could not start.
@@ -584,10 +250,7 @@ func (m *Manager) Close(ctx context.Context) {
 	m.mu.Unlock()
 	var old []*Release
 	for _, e := range *m.envs.Load() {
-		if r := e.active.Swap(nil); r != nil {
-			old = append(old, r)
-			r.retire()
-		}
+		old = append(old, e.clear()...)
 	}
 	for _, r := range old {
 		select {

@@ -167,7 +167,7 @@ func (m *Manager) evictWhile(more func(n int) bool) (n int) {
 			if !more(n) {
 				return n
 			}
-			if p.evictIdle(false) {
+			if p.evictIdle(false, EndMemory) {
 				n++
 				found = true
 			}
@@ -185,7 +185,7 @@ func (p *Pool) worth(now time.Time) (float64, bool) {
 		return 0, false
 	}
 	if p.opts.Policy != nil {
-		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), now.Sub(p.idle[0].idleSince())), true
+		return p.opts.Policy.Score(&p.known, p.priceLocked(p.scarcity), p.levelLocked()+len(p.idle), now.Sub(p.idle[0].idleSince())), true
 	}
 	unused := max(now.Sub(p.idle[0].used), time.Millisecond)
 	return float64(max(p.cost, time.Millisecond)) / float64(unused), true
@@ -194,11 +194,11 @@ func (p *Pool) worth(now time.Time) (float64, bool) {
 // evictOne ends the coldest idle instance so that o has room; it reports whether there was one. min
 // stays, except for another version of the function when somebody waits for that.
 func (p *Pool) evictOne(o *Pool, urgent bool) bool {
-	return p.evictIdle(urgent && o.version.Key == p.version.Key)
+	return p.evictIdle(urgent && o.version.Key == p.version.Key, EndRoom)
 }
 
-// evictIdle ends the coldest idle instance, those of min only when all is set.
-func (p *Pool) evictIdle(all bool) bool {
+// evictIdle ends the coldest idle instance for a reason, those of min only when all is set.
+func (p *Pool) evictIdle(all bool, reason string) bool {
 	p.mu.Lock()
 	keep := p.min
 	if all {
@@ -213,10 +213,10 @@ func (p *Pool) evictIdle(all bool) bool {
 	p.leaveLocked(s)
 	p.mu.Unlock()
 	if p.memory.gauge != nil {
-		s.freed.Store(s.memory() >> 20)
+		s.freed.Store(max(1, s.memory()>>20)) // something, or all idle ones would follow
 		p.memory.evicted(s.freed.Load())
 	}
-	p.end(s, EndRoom)
+	p.end(s, reason)
 	return true
 }
 

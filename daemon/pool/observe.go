@@ -23,6 +23,7 @@ type Observer interface {
 const (
 	EndIdle    = "idle"    // it had no work for too long
 	EndRoom    = "room"    // another function or version needed its place or its memory
+	EndMemory  = "memory"  // the budget was nearly used up, or the host is short of memory
 	EndRelease = "release" // no release needs its version any more
 	EndFailed  = "failed"  // its process ended, or it was reset after a timeout or an error of the platform
 )
@@ -53,10 +54,34 @@ func granted(req *invocation.Request) {
 	}
 }
 
-// Memory says how much of the host's budget the instances take, and the budget itself, in MiB; most
-// is 0 when there is none.
-func (m *Manager) Memory() (used, most int64) {
-	m.memory.mu.Lock()
-	defer m.memory.mu.Unlock()
-	return m.memory.used, m.memory.max
+// Memory is what all instances together have and may have, in MiB.
+type Memory struct {
+	// Budget is what they may use; 0 when there is no bound. Used is what they use, as last read; 0 where it
+	// is not read.
+	Budget, Used int64
+	// Reserved is the sum of their limits, Reservable what that may be; 0 when there is no bound.
+	Reserved, Reservable int64
+}
+
+// Memory says how much memory the instances have.
+func (m *Manager) Memory() Memory {
+	l := m.memory
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st := Memory{Budget: m.opts.MemoryMB, Reserved: l.used, Reservable: l.max}
+	if l.gauge != nil {
+		st.Used = l.gauge.used
+	}
+	return st
+}
+
+// States counts the pool's instances by state, and the requests that wait.
+func (p *Pool) States() (states map[string]int, queued int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	states = map[string]int{StateStarting: p.starting, StateBusy: 0, StateIdle: 0, StateFrozen: 0, StateStopping: 0}
+	for s := range p.slots {
+		states[s.stateName()]++
+	}
+	return states, p.waiting
 }

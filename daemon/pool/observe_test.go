@@ -68,8 +68,8 @@ func TestInstancesAreObserved(t *testing.T) {
 		activate(t, m, 1, f, g)
 		mustCall(t, m, "f")
 		n.want(t, "f:1 started in 1s map[]")
-		if used, most := m.Memory(); used != 200 || most != 256 {
-			t.Errorf("%d of %d MiB are taken", used, most)
+		if diff := cmp.Diff(Memory{Budget: 256, Reserved: 200, Reservable: 256}, m.Memory()); diff != "" {
+			t.Errorf("memory (-want +got):\n%s", diff)
 		}
 		mustCall(t, m, "g") // f gives way
 		n.want(t, "f:1 ended: room", "g:1 started in 1s map[]")
@@ -85,8 +85,8 @@ func TestInstancesAreObserved(t *testing.T) {
 		n.want(t, "g:1 ended: release", "g:1 started in 1s map[]")
 		closeManager(m)
 		n.want(t)
-		if used, _ := m.Memory(); used != 0 {
-			t.Errorf("%d MiB are taken at the end", used)
+		if got := m.Memory().Reserved; got != 0 {
+			t.Errorf("%d MiB are taken at the end", got)
 		}
 	})
 }

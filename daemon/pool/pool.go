@@ -190,6 +190,7 @@ type Pool struct {
 
 	mu       sync.Mutex
 	slots    map[*slot]struct{} // every worker that is not gone
+	ending   int                // slots that are leaving
 	idle     []*slot            // stack: the hottest is last
 	head     *waiter
 	tail     *waiter
@@ -739,6 +740,7 @@ func (p *Pool) leaveLocked(s *slot) {
 	}
 	if s.state != leaving {
 		s.state = leaving
+		p.ending++
 		for _, l := range p.limits() {
 			l.leaving(p)
 		}
@@ -750,6 +752,7 @@ func (p *Pool) gone(s *slot) {
 	p.mu.Lock()
 	p.leaveLocked(s)
 	delete(p.slots, s)
+	p.ending--
 	p.live.Add(-1)
 	p.notifyLocked()
 	p.mu.Unlock()
@@ -840,15 +843,7 @@ func (p *Pool) missingMinLocked() int {
 }
 
 // aliveLocked counts the workers that are not leaving.
-func (p *Pool) aliveLocked() int {
-	n := 0
-	for s := range p.slots {
-		if s.state != leaving {
-			n++
-		}
-	}
-	return n
-}
+func (p *Pool) aliveLocked() int { return len(p.slots) - p.ending }
 
 // sweep closes workers that were idle for longer than the timeout, freezes those that are idle for a while, keeps min warm,
 // and retries the starts that the queue still needs.
@@ -856,9 +851,7 @@ func (p *Pool) sweep(now time.Time, scarcity float64) {
 	p.mu.Lock()
 	p.scarcity = scarcity
 	var old []*slot
-	alive := p.aliveLocked()
-	window := p.windowLocked(scarcity)
-	for len(p.idle) > 0 && alive-len(old) > p.min && p.overLocked(p.idle[0], now, window) {
+	for len(p.idle) > 0 && p.aliveLocked() > p.min && p.overLocked(p.idle[0], now) {
 		s := p.idle[0]
 		p.gaveUpLocked(s)
 		p.leaveLocked(s)
@@ -866,7 +859,7 @@ func (p *Pool) sweep(now time.Time, scarcity float64) {
 	}
 	p.keepMinLocked()
 	p.startForQueueLocked()
-	p.prewarmLocked(now, window)
+	p.prewarmLocked(now)
 	p.freezeLocked(now)
 	p.mu.Unlock()
 	for _, s := range old {

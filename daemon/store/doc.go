@@ -24,7 +24,7 @@
 // (an old copy, a deleted or damaged -wal) and is refused. Somebody who restores a backup on purpose
 // writes the word "accept" into state.rev.
 //
-// # Schema (user_version 1, application_id "lfxS")
+// # Schema (user_version 2, application_id "lfxS")
 //
 //	meta               one row: node, revision, number of rows and sum of their checksums
 //	environments       id ─┐        project, name (unique together), account (unique), next_release
@@ -33,6 +33,10 @@
 //	releases               └────►   (environment_id, number): state, default, source, created, activated
 //	release_functions               (environment_id, release, function_id): version, port
 //	deploys            id           project, environment, started, images (JSON)
+//	traffic            environment_id: previous release, share of the canary, since, judgement (JSON)
+//	decisions          (environment_id, number): decision about a canary (JSON), the newest 50
+//	function_aliases   (function_id, name): version, extra version, weight
+//	release_aliases    (environment_id, name): release
 //
 // Every row carries crc, the CRC32C of its table's name and its other columns, checked whenever
 // the row is read; meta holds the sum over all rows and the checksum of the schema text, so a row
@@ -47,6 +51,14 @@
 //
 //	          Activate             Activate of another
 //	recorded ──────────► active ◄─────────────────────► superseded
-//	    │                           Activate (rollback)
-//	    └─► failed    FailRelease
+//	  │ │ │                ▲        Activate (rollback)   ▲  ▲  │
+//	  │ │ │                │ Promote                      │  │  │
+//	  │ │ └───────────► canary ───────────────────────────┘  │  │
+//	  │ │  StartCanary     ▲   EndCanary                     │  │
+//	  │ │                  └─────────────────────────────────┼──┘ StartCanary
+//	  │ └────────────────────────────────────────────────────┘ KeepRelease
+//	  └─► failed    FailRelease
+//
+// A superseded release is kept and gets no requests but those that name it. At most one release of an
+// environment is active and at most one is the canary; a canary has an active release beside it.
 package store

@@ -50,6 +50,11 @@ func damaged(dir, format string, args ...any) error {
 		"or move the directory away and deploy again", ErrDamaged, fmt.Sprintf(format, args...), dir)
 }
 
+// damagedRow is ErrDamaged for rows that do not go together.
+func damagedRow(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
+}
+
 // writeError classes an error of SQLite's. A full disk and a statement that it refuses are rolled
 // back whole; after anything else (an fsync that failed, a page that does not read) nobody knows.
 func writeError(err error) error {

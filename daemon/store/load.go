@@ -58,7 +58,7 @@ func (c conn) assemble(all map[function.Environment]*Environment) (*Snapshot, er
 }
 
 func (c conn) loadEnvironment(id int64) (*Environment, error) {
-	e := &Environment{id: id, functions: make(map[string]*Function)}
+	e := &Environment{id: id, functions: make(map[string]*Function), aliases: map[string]int{}}
 	err := c.each(environmentTable, []any{id}, func(r row) error {
 		e.Environment = function.Environment{Project: r.text(1), Name: r.text(2)}
 		e.Account, e.nextRelease, e.Created = r.text(3), int(r.number(4)), fromNano(r.number(5))
@@ -75,6 +75,9 @@ func (c conn) loadEnvironment(id int64) (*Environment, error) {
 		return nil, err
 	}
 	e.index()
+	if err := c.loadTraffic(e); err != nil {
+		return nil, err
+	}
 	return e, e.check()
 }
 
@@ -87,6 +90,7 @@ func (c conn) loadFunctions(e *Environment) (map[int64]*Function, error) {
 		f := &Function{
 			id: r.number(0), Key: function.Key{Environment: e.Environment, Function: r.text(2)},
 			nextVersion: int(r.number(3)), Created: fromNano(r.number(4)),
+			aliases: map[string]*function.FunctionAlias{},
 		}
 		byID[f.id], e.functions[f.Key.Function] = f, f
 		return nil
@@ -96,6 +100,9 @@ func (c conn) loadFunctions(e *Environment) (map[int64]*Function, error) {
 	}
 	for _, f := range byID {
 		if err := c.loadVersions(f); err != nil {
+			return nil, err
+		}
+		if err := c.loadFunctionAliases(f); err != nil {
 			return nil, err
 		}
 	}
@@ -152,6 +159,11 @@ func (e *Environment) check() error {
 			if f := e.functions[name]; f == nil || f.version(n) == nil {
 				return fmt.Errorf("%w: release %d of %s needs %s:%d, which is gone", ErrDamaged, r.Number, e, name, n)
 			}
+		}
+	}
+	for name, n := range e.aliases {
+		if e.release(n) == nil {
+			return damagedRow("alias %s of %s points to release %d, which is gone", name, e, n)
 		}
 	}
 	return nil

@@ -18,19 +18,28 @@ type table struct {
 	// keys come first in columns and are the primary key.
 	keys    int
 	columns []string
+	// since is the schema version that made the table.
+	since int64
 }
 
 var (
-	metaTable        = table{"meta", 1, []string{"id", "node", "revision", "row_count", "row_sum", "schema_crc"}}
-	environmentTable = table{"environments", 1, []string{"id", "project", "name", "account", "next_release", "created"}}
-	functionTable    = table{"functions", 1, []string{"id", "environment_id", "name", "next_version", "created"}}
-	versionTable     = table{"versions", 2, []string{"function_id", "number", "identity", "image", "config", "created"}}
-	releaseTable     = table{"releases", 2, []string{"environment_id", "number", "state", "default_function", "source", "created", "activated"}}
-	memberTable      = table{"release_functions", 3, []string{"environment_id", "release", "function_id", "version", "port"}}
-	deployTable      = table{"deploys", 1, []string{"id", "project", "environment", "started", "images"}}
+	metaTable        = table{"meta", 1, []string{"id", "node", "revision", "row_count", "row_sum", "schema_crc"}, 1}
+	environmentTable = table{"environments", 1, []string{"id", "project", "name", "account", "next_release", "created"}, 1}
+	functionTable    = table{"functions", 1, []string{"id", "environment_id", "name", "next_version", "created"}, 1}
+	versionTable     = table{"versions", 2, []string{"function_id", "number", "identity", "image", "config", "created"}, 1}
+	releaseTable     = table{"releases", 2, []string{"environment_id", "number", "state", "default_function", "source", "created", "activated"}, 1}
+	memberTable      = table{"release_functions", 3, []string{"environment_id", "release", "function_id", "version", "port"}, 1}
+	deployTable      = table{"deploys", 1, []string{"id", "project", "environment", "started", "images"}, 1}
+	trafficTable     = table{"traffic", 1, []string{"environment_id", "previous", "share", "since", "judgement", "next_decision"}, 2}
+	decisionTable    = table{"decisions", 2, []string{"environment_id", "number", "decision"}, 2}
+	fnAliasTable     = table{"function_aliases", 2, []string{"function_id", "name", "version", "extra", "weight"}, 2}
+	relAliasTable    = table{"release_aliases", 2, []string{"environment_id", "name", "release"}, 2}
 
 	// dataTables are the tables whose rows meta counts.
-	dataTables = []table{environmentTable, functionTable, versionTable, releaseTable, memberTable, deployTable}
+	dataTables = []table{
+		environmentTable, functionTable, versionTable, releaseTable, memberTable, deployTable,
+		trafficTable, decisionTable, fnAliasTable, relAliasTable,
+	}
 )
 
 // checksum is the CRC32C over the table's name and the row's values, each with its kind and length

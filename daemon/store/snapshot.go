@@ -35,6 +35,12 @@ type Environment struct {
 	sorted      []*Function // those with a version, by name
 	releases    []*function.Release
 	active      *function.Release
+
+	canary       *function.Canary
+	previous     int // release that was active before
+	decisions    []function.Decision
+	nextDecision int
+	aliases      map[string]int // name → release
 }
 
 // Function is one function with the versions that are kept.
@@ -46,6 +52,7 @@ type Function struct {
 
 	id          int64
 	nextVersion int
+	aliases     map[string]*function.FunctionAlias
 }
 
 // Deploy is the record of a deploy in progress: written before the first effect, so that what a
@@ -160,8 +167,8 @@ func (s *Snapshot) Releases(env function.Environment) []*function.Release {
 	return nil
 }
 
-// ByName lists, across environments, the functions of that name in active releases, sorted by
-// environment. It is prebuilt: every request with a bare name asks.
+// ByName lists, across environments, the functions of that name in releases that get requests, active ones
+// and canaries, sorted by environment. It is prebuilt: every request with a bare name asks.
 func (s *Snapshot) ByName(name string) []function.Key { return s.byName[name] }
 
 // Default returns the function of the environment's active release that answers when a client calls
@@ -199,6 +206,13 @@ func (s *Snapshot) index() {
 		}
 		for name := range e.active.Versions {
 			s.byName[name] = append(s.byName[name], function.Key{Environment: e.Environment, Function: name})
+		}
+		if e.canary != nil {
+			for name := range e.release(e.canary.Release).Versions {
+				if e.active.Versions[name] == 0 {
+					s.byName[name] = append(s.byName[name], function.Key{Environment: e.Environment, Function: name})
+				}
+			}
 		}
 		for name, port := range e.active.Ports {
 			s.ports[port] = function.Key{Environment: e.Environment, Function: name}

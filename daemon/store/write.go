@@ -117,10 +117,22 @@ func (s *Store) SetImage(ctx context.Context, key function.Key, number int, imag
 	})
 }
 
-// Activate makes the release the active one; the one that was becomes superseded, in the same
-// transaction. Activating the active release changes nothing. Errors: ErrNotFound,
-// ErrFailedPrecondition (it failed), ErrConflict (a port belongs to another environment by now).
+// Activate makes the release the active one; the one that was becomes superseded and the previous one, in
+// the same transaction. Activating the active release changes nothing. Errors: ErrNotFound,
+// ErrFailedPrecondition (it failed, or another release is the canary), ErrConflict (a port belongs to another
+// environment by now).
 func (s *Store) Activate(ctx context.Context, env function.Environment, number int) error {
+	return s.activate(ctx, env, number, nil)
+}
+
+// Promote is Activate for the canary, with the decision, whose release and action are set here.
+// ErrNotFound when the release is not the canary.
+func (s *Store) Promote(ctx context.Context, env function.Environment, number int, d function.Decision) error {
+	d.Release, d.Action = number, function.CanaryPromoted
+	return s.activate(ctx, env, number, &d)
+}
+
+func (s *Store) activate(ctx context.Context, env function.Environment, number int, d *function.Decision) error {
 	return s.write(ctx, func(v *Snapshot) (int64, error) {
 		r := v.Release(env, number)
 		if r == nil {
@@ -130,14 +142,21 @@ func (s *Store) Activate(ctx context.Context, env function.Environment, number i
 		if err != nil {
 			return 0, err
 		}
-		if r.State == function.ReleaseActive {
+		e := v.all[env]
+		switch isCanary := e.canary != nil && e.canary.Release == number; {
+		case d != nil && !isCanary:
+			return 0, notFound("release %d of %s is no canary", number, env)
+		case r.State == function.ReleaseActive:
 			return 0, errUnchanged
+		case e.canary != nil && !isCanary:
+			return 0, precondition("release %d of %s is a canary: promote it or abort it first", e.canary.Release, env)
 		}
 		if err := v.portsFree(r); err != nil {
 			return 0, err
 		}
-		id := v.all[env].id
-		if previous := v.ActiveRelease(env); previous != nil {
+		id, before := e.id, 0
+		if previous := e.active; previous != nil {
+			before = previous.Number
 			superseded, err := transition(previous, function.ReleaseSuperseded)
 			if err != nil {
 				return 0, err
@@ -147,7 +166,10 @@ func (s *Store) Activate(ctx context.Context, env function.Environment, number i
 			}
 		}
 		next.Activated = time.Now().UTC()
-		return id, statementError(s.conn.putRelease(id, &next))
+		if err := s.conn.putRelease(id, &next); err != nil {
+			return 0, statementError(err)
+		}
+		return id, statementError(s.conn.putTraffic(e, nil, before, d))
 	})
 }
 
@@ -158,9 +180,11 @@ func transition(r *function.Release, to function.ReleaseState) (function.Release
 	allowed := false
 	switch to {
 	case function.ReleaseActive:
-		allowed = from == function.ReleaseRecorded || from == function.ReleaseSuperseded || from == function.ReleaseActive
+		allowed = from != function.ReleaseFailed
+	case function.ReleaseCanary:
+		allowed = from == function.ReleaseRecorded || from == function.ReleaseSuperseded
 	case function.ReleaseSuperseded:
-		allowed = from == function.ReleaseActive
+		allowed = from == function.ReleaseActive || from == function.ReleaseCanary || from == function.ReleaseRecorded
 	case function.ReleaseFailed:
 		allowed = from == function.ReleaseRecorded || from == function.ReleaseFailed
 	}
@@ -199,7 +223,11 @@ func (s *Store) FailRelease(ctx context.Context, env function.Environment, numbe
 		if err := s.conn.putRelease(e.id, &failed); err != nil {
 			return 0, statementError(err)
 		}
-		dropped.Versions, err = s.conn.forgetVersions(e, func(o *function.Release) bool { return o != r })
+		others := func(o *function.Release) bool { return o != r }
+		if err := s.conn.removeAliases(e, others); err != nil {
+			return 0, statementError(err)
+		}
+		dropped.Versions, err = s.conn.forgetVersions(e, others)
 		return e.id, statementError(err)
 	})
 	if err != nil {
@@ -208,14 +236,15 @@ func (s *Store) FailRelease(ctx context.Context, env function.Environment, numbe
 	return dropped, nil
 }
 
-// ForgetReleases keeps the active release, those still recorded, and of the others the newest, so
-// that at most keep (at least 1) are left that are or were active; failed releases older than the
-// oldest of them go too. Versions that are then in no release are forgotten.
+// ForgetReleases keeps the active release, the canary, those still recorded, those that an alias names, and
+// of the others the previous one and the newest, so that at most keep (at least 1) are left beside the canary
+// and the named ones; failed releases older than the oldest of them go too. Versions that are then in no
+// release are forgotten, but for those that an alias of a function names that is still part of a release.
 func (s *Store) ForgetReleases(ctx context.Context, env function.Environment, keep int) (Dropped, error) {
 	return s.forget(ctx, env, func(e *Environment) map[*function.Release]bool { return e.kept(max(keep, 1)) })
 }
 
-// RemoveEnvironment forgets all releases and versions of the environment. Its account id and its
+// RemoveEnvironment forgets all releases, versions and aliases of the environment. Its account id and its
 // counters stay, so that no number is used twice if it comes back. Unknown environments are fine.
 func (s *Store) RemoveEnvironment(ctx context.Context, env function.Environment) (Dropped, error) {
 	return s.forget(ctx, env, func(*Environment) map[*function.Release]bool { return nil })
@@ -234,20 +263,40 @@ func (s *Store) forget(ctx context.Context, env function.Environment, kept func(
 			if keep[r] {
 				continue
 			}
-			if err := s.conn.removeRelease(e.id, r.Number); err != nil {
-				return 0, statementError(err)
-			}
 			dropped.Releases = append(dropped.Releases, r)
 		}
 		if dropped.Releases == nil {
 			return 0, errUnchanged
 		}
 		var err error
-		dropped.Versions, err = s.conn.forgetVersions(e, func(r *function.Release) bool { return keep[r] })
+		dropped.Versions, err = s.conn.forgetOthers(e, keep)
 		return e.id, statementError(err)
 	})
 	if err != nil {
 		return Dropped{}, err
+	}
+	return dropped, nil
+}
+
+// forgetOthers removes the releases that are not kept, with what only they had.
+func (c conn) forgetOthers(e *Environment, keep map[*function.Release]bool) (dropped []*function.Version, err error) {
+	counts := func(r *function.Release) bool { return keep[r] }
+	if err := c.removeTraffic(e, keep); err != nil {
+		return nil, err
+	}
+	if err := c.removeAliases(e, counts); err != nil {
+		return nil, err
+	}
+	if dropped, err = c.forgetVersions(e, counts); err != nil {
+		return nil, err
+	}
+	for _, r := range e.releases {
+		if keep[r] {
+			continue
+		}
+		if err := c.removeRelease(e.id, r.Number); err != nil {
+			return nil, err
+		}
 	}
 	return dropped, nil
 }
@@ -263,9 +312,18 @@ func (e *Environment) kept(n int) map[*function.Release]bool {
 	if e.active != nil {
 		oldest = e.active.Number
 	}
+	if r := e.release(e.previous); r != nil && n > 0 {
+		kept[r] = true
+		n--
+		oldest = min(oldest, r.Number)
+	}
+	for _, number := range e.aliases {
+		kept[e.release(number)] = true
+	}
 	for _, r := range slices.Backward(e.releases) {
 		switch {
-		case r.State == function.ReleaseRecorded:
+		case kept[r]:
+		case r.State == function.ReleaseRecorded, r.State == function.ReleaseCanary:
 			kept[r] = true
 		case r.State == function.ReleaseSuperseded && n > 0:
 			kept[r] = true
@@ -289,14 +347,14 @@ func (c conn) removeRelease(environmentID int64, number int) error {
 }
 
 // forgetVersions removes the versions of the environment that no release uses for which counts is
-// true and which has not failed.
+// true and which has not failed, and that no alias keeps.
 func (c conn) forgetVersions(e *Environment, counts func(*function.Release) bool) (dropped []*function.Version, err error) {
 	for _, f := range e.sorted {
 		for _, v := range f.Versions {
 			used := slices.ContainsFunc(e.releases, func(r *function.Release) bool {
 				return counts(r) && r.State != function.ReleaseFailed && r.Versions[f.Key.Function] == v.Number
 			})
-			if used {
+			if used || f.aliased(v.Number) && e.has(f, counts) {
 				continue
 			}
 			if err := c.remove(versionTable, f.id, int64(v.Number)); err != nil {

@@ -534,9 +534,26 @@ func TestUnpack(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("leases left: %v", left)
 	}
-	small := New(s.client, "", Options{Limits: Limits{Layers: 127, Bytes: 4096, Config: 1 << 20, Manifest: 1 << 20}})
-	if err := small.Unpack(ctx, ref); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("Unpack of a large image = %v", err)
+	for name, limits := range map[string]Limits{
+		"large image":        {Layers: 127, Bytes: 60, Config: 1 << 20, Manifest: 1 << 20},
+		"image of two files": {Layers: 127, Bytes: 1 << 30, Entries: 1, Config: 1 << 20, Manifest: 1 << 20},
+	} {
+		small := New(s.client, "", Options{Limits: limits})
+		if err := small.Unpack(ctx, ref); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Unpack of a %s = %v", name, err)
+		}
+		fresh := "test.lfx.dev/" + strings.ReplaceAll(name, " ", "-") + ":1"
+		seed(t, s, fresh, spec{layers: 3})
+		if err := small.Unpack(ctx, fresh); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Unpack of another %s = %v", name, err)
+		}
+		info, err := s.Inspect(ctx, fresh)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.snapshots.Stat(ctx, info.ChainID.String()); !errdefs.IsNotFound(err) {
+			t.Errorf("a %s was unpacked before it was refused: %v", name, err)
+		}
 	}
 }
 

@@ -25,13 +25,15 @@ type Limits struct {
 	Layers int
 	// Bytes bounds the sum of the layers, as they travel and as they are unpacked.
 	Bytes int64
+	// Entries bounds the files and folders (inodes) of all layers together once they are unpacked; 0 is no bound.
+	Entries int64
 	// Config and Manifest bound those two documents, in bytes.
 	Config, Manifest int64
 }
 
 // DefaultLimits are Lambda's for the size, and what containerd and overlayfs bear for the rest.
 func DefaultLimits() Limits {
-	return Limits{Layers: 127, Bytes: 10 << 30, Config: 4 << 20, Manifest: 4 << 20}
+	return Limits{Layers: 127, Bytes: 10 << 30, Entries: 500_000, Config: 4 << 20, Manifest: 4 << 20}
 }
 
 // Info describes one image for one platform.

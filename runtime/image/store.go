@@ -334,16 +334,23 @@ func (s *Store) Import(ctx context.Context, archive io.Reader) ([]string, error)
 }
 
 // Unpack makes the image's snapshot, unless it is there, and proves that it can be mounted. It
-// needs the rights to mount. An image that unpacks to more than the limit is refused.
+// needs the rights to mount. An image that unpacks to more bytes or more entries than the limits is refused, before
+// anything of it is written when it is to be unpacked here and not by a build.
 func (s *Store) Unpack(ctx context.Context, ref string) error {
-	info, err := s.Inspect(ctx, ref)
+	img, err := s.images.Get(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		return missing(ref, err)
+	}
+	if err != nil {
+		return fmt.Errorf("unpack image %s: %w", ref, err)
+	}
+	info, manifest, err := s.inspect(ctx, ref, img.Target)
 	if err != nil {
 		return err
 	}
 	return s.temporary(ctx, func(ctx context.Context) error {
-		img, err := s.images.Get(ctx, ref)
-		if err != nil {
-			return fmt.Errorf("unpack image %s: %w", ref, err)
+		if err := s.checkArchives(ctx, ref, manifest.Layers, info.DiffIDs); err != nil {
+			return err
 		}
 		if err := containerd.NewImageWithPlatform(s.client, img, s.opts.Platform).Unpack(ctx, s.snapshotter); err != nil {
 			return fmt.Errorf("unpack image %s: %w", ref, err)
@@ -355,9 +362,10 @@ func (s *Store) Unpack(ctx context.Context, ref string) error {
 	})
 }
 
-// checkUsage sums what the layers take unpacked.
+// checkUsage sums what the layers take unpacked, in bytes and in entries of the file system.
 func (s *Store) checkUsage(ctx context.Context, ref string, diffIDs []digest.Digest) error {
-	var sum int64
+	var sum, entries int64
+	most := s.opts.Limits.Entries
 	for _, chain := range identity.ChainIDs(append([]digest.Digest(nil), diffIDs...)) {
 		u, err := s.snapshots.Usage(ctx, chain.String())
 		if err != nil {
@@ -365,6 +373,9 @@ func (s *Store) checkUsage(ctx context.Context, ref string, diffIDs []digest.Dig
 		}
 		if sum += u.Size; sum > s.opts.Limits.Bytes {
 			return unsupported(ref, "Unpacked, it is larger than %d GiB.", s.opts.Limits.Bytes>>30)
+		}
+		if entries += u.Inodes; most > 0 && entries > most {
+			return unsupported(ref, "Unpacked, it has more than %d files and folders.", most)
 		}
 	}
 	return nil

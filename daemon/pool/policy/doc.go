@@ -7,7 +7,9 @@
 //
 // What is known of a function is a Func: a histogram of its idle times, in bins of a minute up to
 // four hours. An idle time is how long an instance had been idle when an invocation took it, or would have
-// been, had it not been given up. What a function costs is a Cost. A Policy weighs both, and its
+// been, had it not been given up. When several run at a time, the last that becomes idle is taken first, so that the n-th
+// instance is used when n calls run at a time: its level. Each level, in groups of half an octave, has a
+// histogram of its own. What a function costs is a Cost. A Policy weighs both, and its
 // Window says what is worth its memory at which age of an idle instance:
 //
 //	          idle                                   next call expected
@@ -27,9 +29,9 @@
 //
 // The calls, all under the lock that guards the Func:
 //
-//	an invocation takes an idle instance        f.Observe(how long it was idle)
-//	it finds none, and one is started           f.Missed(now)
-//	an idle instance is given up                f.GaveUp(when it became idle)
+//	an invocation takes an idle instance        f.Observe(level, how long it was idle)
+//	it finds none, and one is started           f.Missed(level, now)
+//	an idle instance is given up                f.GaveUp(level, when it became idle)
 //	when none lives, and the window opens       f.Absent() … start one … f.Prewarmed()
 //
 // A Func is a plain value: a new version of a function starts with a copy of what is known of the

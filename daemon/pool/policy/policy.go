@@ -20,6 +20,13 @@ type Cost struct {
 	Scarcity float64
 }
 
+func (c Cost) scarcity() float64 {
+	if c.Scarcity == 0 {
+		return 1
+	}
+	return c.Scarcity
+}
+
 // Scarcity says how dear memory is while used of budget are taken (same unit): an eighth of the
 // usual price while half is free, twice when nearly all is taken. It has few steps, so that windows
 // need not be computed at each change. A budget of 0 means unknown: 1.
@@ -53,7 +60,7 @@ type Options struct {
 
 // Defaults are the Options of the daemon.
 func Defaults() Options {
-	return Options{Worth: 400_000, Least: 10 * time.Second, Fallback: 10 * time.Minute, Learn: 2, Background: 0.1}
+	return Options{Worth: 250_000, Least: 10 * time.Second, Fallback: 10 * time.Minute, Learn: 2, Background: 0.1}
 }
 
 // Forever is a time that does not end.
@@ -95,8 +102,10 @@ func (w Window) Until(age time.Duration) time.Duration {
 // Policy weighs what is known of functions. It does not change and may be used by many goroutines, each
 // with Funcs of its own.
 type Policy struct {
-	opts  Options
-	prior [cells]float64 // what is believed of a function of which nothing is known; sums up to 1
+	opts Options
+	// prior is what is believed of a function of which nothing is known, more the same in the cells of a group; both sum up to 1.
+	prior [cells]float64
+	more  [len(steps) + 1]float64
 }
 
 // longest is the idle time up to which the prior reaches, and all that lie beyond the range are taken for.
@@ -106,10 +115,14 @@ const longest = 24 * time.Hour
 func New(opts Options) *Policy {
 	p := &Policy{opts: opts}
 	// Idle times of functions are spread over magnitudes: evenly over the logarithm from a second to a day.
-	all := math.Log(longest.Seconds())
+	weight := func(from, to time.Duration) float64 {
+		return math.Log(to.Seconds()/max(1, from.Seconds())) / math.Log(longest.Seconds())
+	}
 	for i := range p.prior {
-		from, to := cell(i)
-		p.prior[i] = math.Log(to.Seconds()/max(1, from.Seconds())) / all
+		p.prior[i] = weight(cell(i))
+	}
+	for i := range p.more {
+		p.more[i] = weight(step(i))
 	}
 	return p
 }
@@ -117,17 +130,27 @@ func New(opts Options) *Policy {
 // Options returns the policy's options.
 func (p *Policy) Options() Options { return p.opts }
 
-// Window returns what the function is worth. The answer is kept in f and computed anew, in some
-// microseconds, only when the cost differs or an eighth more is known than then.
-func (p *Policy) Window(f *Func, c Cost) Window {
+// Window returns what is worth its memory. Level is how many instances there are, busy and idle ones: the
+// window is that of the one that is idle for longest. Of the further instances only KeepFor and SpareFor
+// are told: one at a time is started ahead of need. For the first one the answer is kept in f and computed
+// anew, in some microseconds, only when the cost differs or an eighth more is known than then.
+func (p *Policy) Window(f *Func, c Cost, level int) Window {
 	p.refresh(f, c)
-	return f.made.window
+	w := f.made.window
+	if level > 1 && f.Seen() >= p.opts.Learn {
+		w.PrewarmAt, w.PrewarmUntil = 0, 0
+		w.KeepFor = max(p.keep(&f.more[groupOf(level)], c), p.opts.Least)
+	}
+	return w
 }
 
 // Score returns what an instance is worth that has been idle for this long: the expected seconds of
-// waiting that it saves for each MiB·s that it holds from now on, at best. When room is wanted, the
-// instance with the lowest score goes first.
-func (p *Policy) Score(f *Func, c Cost, idle time.Duration) float64 {
+// waiting that it saves for each MiB·s that it holds from now on, at best. Level is as in Window. When room
+// is wanted, the instance with the lowest score goes first.
+func (p *Policy) Score(f *Func, c Cost, level int, idle time.Duration) float64 {
+	if level > 1 {
+		return p.score(&f.more[groupOf(level)], c, idle)
+	}
 	p.refresh(f, c)
 	i := len(scoreAges) - 1
 	for i > 0 && idle < scoreAges[i] {

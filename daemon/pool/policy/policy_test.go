@@ -18,7 +18,7 @@ var epoch = time.Unix(1_800_000_000, 0)
 func seen(idle ...time.Duration) *Func {
 	f := &Func{}
 	for _, d := range idle {
-		f.Observe(d)
+		f.Observe(1, d)
 	}
 	return f
 }
@@ -44,13 +44,14 @@ func TestNothingAllocates(t *testing.T) {
 	if n := testing.AllocsPerRun(2000, func() {
 		i++
 		now = now.Add(time.Duration(i%700) * time.Second)
-		f.Observe(time.Duration(i%400) * time.Minute / 3)
-		f.GaveUp(now.Add(-time.Minute))
+		level := 1 + i%5
+		f.Observe(level, time.Duration(i%400)*time.Minute/3)
+		f.GaveUp(level, now.Add(-time.Minute))
 		if i%2 == 0 {
-			f.Missed(now)
+			f.Missed(level, now)
 		}
-		p.Window(f, usual)
-		p.Score(f, usual, time.Minute)
+		p.Window(f, usual, level)
+		p.Score(f, usual, level, time.Minute)
 	}); n > 0 {
 		t.Errorf("%v allocations for each step, want none", n)
 	}
@@ -79,7 +80,7 @@ func TestWindow(t *testing.T) {
 			func(w Window) bool { return w.KeepFor == 10*time.Second && w.PrewarmUntil == 0 }},
 		{"busy: kept for a while", seen(times(10_000, time.Second)...), usual, func(w Window) bool { return w.KeepFor >= time.Minute }},
 	} {
-		if w := p.Window(c.f, c.cost); !c.ok(w) {
+		if w := p.Window(c.f, c.cost, 1); !c.ok(w) {
 			t.Errorf("%s: got %+v", c.name, w)
 		}
 	}
@@ -91,10 +92,10 @@ func TestWindowFollowsThePrice(t *testing.T) {
 	f := seen()
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
-		f.Observe(time.Duration(math.Exp(r.Float64()*9) * float64(time.Second)))
+		f.Observe(1, time.Duration(math.Exp(r.Float64()*9)*float64(time.Second)))
 	}
 	kept := func(c Cost) time.Duration {
-		w := p.Window(f, c)
+		w := p.Window(f, c, 1)
 		return w.KeepFor + w.PrewarmUntil - w.PrewarmAt
 	}
 	last := Range + 1
@@ -167,22 +168,22 @@ func TestWindowGainsMost(t *testing.T) {
 func TestSpare(t *testing.T) {
 	p := New(Defaults())
 	rare := seen(times(6, 9*time.Hour)...)
-	if w := p.Window(rare, usual); w.Spare(time.Minute) != (w.SpareFor > time.Minute) {
+	if w := p.Window(rare, usual, 1); w.Spare(time.Minute) != (w.SpareFor > time.Minute) {
 		t.Errorf("Spare and SpareFor differ: %+v", w)
 	}
 	hourly := seen(times(12, time.Hour)...)
-	w := p.Window(hourly, usual)
+	w := p.Window(hourly, usual, 1)
 	if !w.Spare(30*time.Minute) || w.Warm(30*time.Minute) {
 		t.Errorf("between the calls of an hourly timer a spare is worth its megabyte and an instance is not: %+v", w)
 	}
 	none := usual
 	none.SpareMB = 0
-	if w := p.Window(hourly, none); w.SpareFor != 0 {
+	if w := p.Window(hourly, none, 1); w.SpareFor != 0 {
 		t.Errorf("spares are not to be had, got %+v", w)
 	}
 	dear := usual
 	dear.SpareMB, dear.SpareStart = 64, 299*time.Millisecond
-	if w := p.Window(hourly, dear); w.SpareFor >= 30*time.Minute {
+	if w := p.Window(hourly, dear, 1); w.SpareFor >= 30*time.Minute {
 		t.Errorf("a spare that saves a millisecond is kept for %v", w.SpareFor)
 	}
 }
@@ -190,17 +191,17 @@ func TestSpare(t *testing.T) {
 func TestMissedCountsFromWhenTheInstanceBecameIdle(t *testing.T) {
 	p, f, now := New(Defaults()), &Func{}, epoch
 	for range 12 { // a timer whose instance is given up each time after ten minutes
-		f.GaveUp(now)
+		f.GaveUp(1, now)
 		now = now.Add(time.Hour)
-		f.Missed(now)
+		f.Missed(1, now)
 	}
-	if w := p.Window(f, usual); !w.Warm(60*time.Minute) || w.Warm(20*time.Minute) {
+	if w := p.Window(f, usual, 1); !w.Warm(60*time.Minute) || w.Warm(20*time.Minute) {
 		t.Errorf("got %+v, want a start ahead of the hour", w)
 	}
 	if f.Seen() != 12 {
 		t.Errorf("seen %d idle times, want 12", f.Seen())
 	}
-	f.Missed(now) // a second instance was never there
+	f.Missed(1, now) // a second instance was never there
 	if f.Seen() != 12 {
 		t.Errorf("a start that no earlier instance could have saved was counted")
 	}
@@ -214,8 +215,8 @@ func TestPrewarmedTakesThePlaceOfTheLast(t *testing.T) {
 	if _, ok := f.Prewarmed(); ok {
 		t.Fatal("nothing was given up")
 	}
-	f.GaveUp(epoch)
-	f.GaveUp(epoch.Add(time.Hour))
+	f.GaveUp(1, epoch)
+	f.GaveUp(1, epoch.Add(time.Hour))
 	if since, ok := f.Absent(); !ok || !since.Equal(epoch.Add(time.Hour)) {
 		t.Errorf("Absent: %v %v, want the later one", since, ok)
 	}
@@ -227,20 +228,60 @@ func TestPrewarmedTakesThePlaceOfTheLast(t *testing.T) {
 	}
 }
 
-// TestPeaksAreForgotten: instances of a peak that nobody asks for again make windows short, also more of
-// them than are remembered.
+// TestFurtherInstances: those that run only in peaks are kept for as long as peaks come again, whatever the first
+// one does.
+func TestFurtherInstances(t *testing.T) {
+	p, f := New(Defaults()), seen(times(1000, time.Second)...)
+	for range 200 { // the second is used each two minutes, the twentieth never again
+		f.Observe(2, 2*time.Minute)
+	}
+	for i := range 40 {
+		f.GaveUp(20, epoch.Add(time.Duration(i)*10*time.Minute))
+	}
+	if w := p.Window(f, usual, 2); w.KeepFor < 2*time.Minute || w.KeepFor > 5*time.Minute || w.PrewarmUntil != 0 {
+		t.Errorf("the second: %+v", w)
+	}
+	if w := p.Window(f, usual, 20); w.KeepFor > 30*time.Second {
+		t.Errorf("the twentieth: %+v", w)
+	}
+	if second, twentieth := p.Score(f, usual, 2, time.Minute), p.Score(f, usual, 20, time.Minute); twentieth >= second {
+		t.Errorf("scores %v of the second and %v of the twentieth", second, twentieth)
+	}
+	if first := p.Window(f, usual, 1).KeepFor; first < time.Minute {
+		t.Errorf("the first is kept for %v", first)
+	}
+}
+
+// TestPeaksAreForgotten: more instances that were given up than are remembered count as never asked for.
 func TestPeaksAreForgotten(t *testing.T) {
-	p := New(Defaults())
-	f := seen(times(1000, time.Second)...)
-	before := p.Window(f, usual).KeepFor
+	f := &Func{}
 	for i := range 400 {
-		f.GaveUp(epoch.Add(time.Duration(i) * 10 * time.Minute))
+		f.GaveUp(3, epoch.Add(time.Duration(i)*10*time.Minute))
 	}
 	if f.ngone != absences {
 		t.Errorf("%d groups, want %d", f.ngone, absences)
 	}
-	if after := p.Window(f, usual).KeepFor; after > before || after > time.Minute {
-		t.Errorf("kept for %v after peaks, %v before", after, before)
+	if n := f.more[groupOf(3)][len(steps)]; n != 400-absences {
+		t.Errorf("%d count as never asked for, want %d", n, 400-absences)
+	}
+}
+
+func TestGroups(t *testing.T) {
+	last := 0
+	for level := 2; level <= 5000; level++ {
+		g := groupOf(level)
+		if g < last || g > last+1 || g >= groups {
+			t.Fatalf("level %d is in group %d, the one before in %d", level, g, last)
+		}
+		last = g
+	}
+	for level, want := range map[int]int{2: 0, 3: 1, 4: 2, 5: 2, 6: 3, 7: 3, 8: 4, 12: 5, 16: 6, 31: 7, 32: 8, 48: 9, 1 << 40: 9} {
+		if got := groupOf(level); got != want {
+			t.Errorf("level %d is in group %d, want %d", level, got, want)
+		}
+	}
+	if got := total(New(Defaults()).more[:]); math.Abs(got-1) > 1e-9 {
+		t.Errorf("the prior sums up to %v", got)
 	}
 }
 
@@ -249,9 +290,9 @@ func TestOldHabitsFade(t *testing.T) {
 	p := New(Defaults())
 	f := seen(times(3000, 20*time.Minute)...)
 	for _, d := range times(600, 40*time.Minute) {
-		f.Observe(d)
+		f.Observe(1, d)
 	}
-	if w := p.Window(f, usual); !w.Warm(40 * time.Minute) {
+	if w := p.Window(f, usual, 1); !w.Warm(40 * time.Minute) {
 		t.Errorf("got %+v after 600 calls each 40 minutes", w)
 	}
 }
@@ -267,13 +308,13 @@ func TestScoreOrdersEviction(t *testing.T) {
 		name      string
 		low, high float64
 	}{
-		{"rare before busy", p.Score(rare, usual, idle), p.Score(busy, usual, idle)},
-		{"hourly before busy", p.Score(hourly, usual, idle), p.Score(busy, usual, idle)},
-		{"rare before hourly", p.Score(rare, usual, idle), p.Score(hourly, usual, idle)},
-		{"quick before slow", p.Score(seen(times(500, 2*time.Minute)...), quick, idle), p.Score(busy, usual, idle)},
-		{"large before small", p.Score(seen(times(500, 2*time.Minute)...), large, idle), p.Score(busy, usual, idle)},
-		{"unused for long before just used", p.Score(busy, usual, 2*time.Hour), p.Score(busy, usual, idle)},
-		{"a timer just gone before one that is due", p.Score(hourly, usual, 3*time.Hour), p.Score(hourly, usual, 45*time.Minute)},
+		{"rare before busy", p.Score(rare, usual, 1, idle), p.Score(busy, usual, 1, idle)},
+		{"hourly before busy", p.Score(hourly, usual, 1, idle), p.Score(busy, usual, 1, idle)},
+		{"rare before hourly", p.Score(rare, usual, 1, idle), p.Score(hourly, usual, 1, idle)},
+		{"quick before slow", p.Score(seen(times(500, 2*time.Minute)...), quick, 1, idle), p.Score(busy, usual, 1, idle)},
+		{"large before small", p.Score(seen(times(500, 2*time.Minute)...), large, 1, idle), p.Score(busy, usual, 1, idle)},
+		{"unused for long before just used", p.Score(busy, usual, 1, 2*time.Hour), p.Score(busy, usual, 1, idle)},
+		{"a timer just gone before one that is due", p.Score(hourly, usual, 1, 3*time.Hour), p.Score(hourly, usual, 1, 45*time.Minute)},
 	} {
 		if !(c.low < c.high) {
 			t.Errorf("%s: scores %v and %v", c.name, c.low, c.high)
@@ -286,10 +327,10 @@ func TestWindowIsKept(t *testing.T) {
 	p, f := New(Defaults()), &Func{}
 	computed := 0
 	for range 100_000 {
-		f.Observe(time.Second)
-		f.Observe(3 * time.Minute)
+		f.Observe(1, time.Second)
+		f.Observe(1, 3*time.Minute)
 		before := f.made
-		p.Window(f, usual)
+		p.Window(f, usual, 1)
 		if f.made.near != before.near || f.made.news < before.news {
 			computed++
 		}
@@ -321,35 +362,36 @@ func FuzzFunc(f *testing.F) {
 		p, fn, now := New(Defaults()), &Func{}, epoch
 		for i := 0; i+1 < len(events); i += 2 {
 			d := time.Duration(events[i+1]) * 97 * time.Second
+			level := 1 + int(events[i]/6)
 			switch events[i] % 6 {
 			case 0:
-				fn.Observe(d / 16)
+				fn.Observe(level, d/16)
 			case 1:
-				fn.Missed(now)
+				fn.Missed(level, now)
 			case 2:
-				fn.GaveUp(now.Add(-d))
+				fn.GaveUp(level, now.Add(-d))
 			case 3:
 				now = now.Add(d)
 			case 4:
 				fn.Prewarmed()
 			case 5:
-				fn.add(d, uint32(events[i+1])*3)
+				fn.add(level, d, uint16(events[i+1])*3)
 			}
 			sum := fn.long
 			for _, n := range fn.bins {
-				sum += uint32(n)
+				sum += uint16(n)
 			}
 			if fn.again > fn.rest {
 				t.Fatalf("%d of %d came again", fn.again, fn.rest)
 			}
-			if sum != fn.rest || fn.rest >= memory || fn.bins[0] != 0 {
+			if sum != fn.rest || fn.rest > memory || fn.bins[0] != 0 {
 				t.Fatalf("bins sum up to %d, rest is %d, bin 0 %d", sum, fn.rest, fn.bins[0])
 			}
-			w := p.Window(fn, usual)
+			w := p.Window(fn, usual, level)
 			if w.KeepFor < p.opts.Least || w.PrewarmAt > w.PrewarmUntil || w.PrewarmUntil > Range || (w.PrewarmUntil > 0 && w.PrewarmAt <= w.KeepFor-p.opts.Least && w.PrewarmAt < w.KeepFor) {
 				t.Fatalf("window %+v", w)
 			}
-			if s := p.Score(fn, usual, d); !(s >= 0) || math.IsInf(s, 0) {
+			if s := p.Score(fn, usual, level, d); !(s >= 0) || math.IsInf(s, 0) {
 				t.Fatalf("score %v", s)
 			}
 		}
@@ -359,7 +401,7 @@ func FuzzFunc(f *testing.F) {
 func BenchmarkObserve(b *testing.B) {
 	f := &Func{}
 	for i := 0; b.Loop(); i++ {
-		f.Observe(time.Duration(i%7) * 20 * time.Second)
+		f.Observe(1, time.Duration(i%7)*20*time.Second)
 	}
 }
 
@@ -367,7 +409,7 @@ func BenchmarkWindowAnew(b *testing.B) {
 	p, f := New(Defaults()), seen(times(100, 20*time.Minute)...)
 	for b.Loop() {
 		f.made.ok = false
-		p.Window(f, usual)
+		p.Window(f, usual, 1)
 	}
 }
 

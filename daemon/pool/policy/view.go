@@ -85,10 +85,7 @@ func (v *view) blur(bin int, n float64) {
 
 // value fills what follows from the weights.
 func (v *view) value(alive, worth float64, c Cost) {
-	scarcity := c.Scarcity
-	if scarcity == 0 {
-		scarcity = 1
-	}
+	scarcity := c.scarcity()
 	for i, w := range v.p {
 		from, to := cell(i)
 		v.alive[i] = alive
@@ -166,4 +163,60 @@ func (v *view) scores(c Cost) (out [len(scoreAges)]float32) {
 		out[k] = float32(best * c.Start.Seconds() / max(c.MemoryMB, 1))
 	}
 	return out
+}
+
+// step returns from when to when a cell of a group reaches.
+func step(i int) (from, to time.Duration) {
+	if i > 0 {
+		from = steps[i-1]
+	}
+	if i == len(steps) {
+		return from, longest
+	}
+	return from, steps[i]
+}
+
+// course goes through the cells of a group from the given one on: w is the weight of a call in the cell, hold the seconds for
+// which an instance is held in it, × weight.
+func (p *Policy) course(g *group, first int, f func(i int, w, hold float64)) {
+	alive := 0.0
+	for i := first; i < len(g); i++ {
+		alive += float64(g[i]) + p.more[i]
+	}
+	for i := first; i < len(g); i++ {
+		w := float64(g[i]) + p.more[i]
+		from, to := step(i)
+		f(i, w, (alive-w/2)*(to-from).Seconds())
+		alive = max(0, alive-w)
+	}
+}
+
+// keep finds until when an instance of a group gains.
+func (p *Policy) keep(g *group, c Cost) time.Duration {
+	var sum, best float64
+	end := 0
+	saves, costs := p.opts.Worth*c.Start.Seconds(), c.MemoryMB*c.scarcity()
+	p.course(g, 0, func(i int, w, hold float64) {
+		if sum += w*saves - hold*costs; sum > best && i < len(steps) {
+			best, end = sum, i+1
+		}
+	})
+	if end == 0 {
+		return 0
+	}
+	return steps[end-1]
+}
+
+// score is Policy.Score for an instance of a group.
+func (p *Policy) score(g *group, c Cost, idle time.Duration) float64 {
+	var calls, held, best float64
+	first := 0
+	for first < len(steps) && idle >= steps[first] {
+		first++
+	}
+	p.course(g, first, func(_ int, w, hold float64) {
+		calls, held = calls+w, held+hold
+		best = max(best, calls/held)
+	})
+	return best * c.Start.Seconds() / max(c.MemoryMB, 1)
 }

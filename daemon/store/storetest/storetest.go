@@ -26,6 +26,15 @@ type Store interface {
 	Activate(ctx context.Context, env function.Environment, number int) error
 	FailRelease(ctx context.Context, env function.Environment, number int) (store.Dropped, error)
 	ForgetReleases(ctx context.Context, env function.Environment, keep int) (store.Dropped, error)
+	Promote(ctx context.Context, env function.Environment, number int, d function.Decision) error
+	StartCanary(ctx context.Context, env function.Environment, c function.Canary, d function.Decision) error
+	EndCanary(ctx context.Context, env function.Environment, number int, d function.Decision) error
+	NoteDecision(ctx context.Context, env function.Environment, d function.Decision) error
+	KeepRelease(ctx context.Context, env function.Environment, number int) error
+	SetFunctionAlias(ctx context.Context, a function.FunctionAlias) error
+	RemoveFunctionAlias(ctx context.Context, key function.Key, name string) error
+	SetReleaseAlias(ctx context.Context, a function.ReleaseAlias) error
+	RemoveReleaseAlias(ctx context.Context, env function.Environment, name string) error
 	RemoveEnvironment(ctx context.Context, env function.Environment) (store.Dropped, error)
 	Close() error
 }
@@ -53,6 +62,16 @@ func Suite(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"InvalidReleases":             invalidReleases,
 		"ByNameAcrossEnvironments":    byName,
 		"CancelledContext":            cancelledContext,
+		"CanaryIsPromoted":            canaryPromoted,
+		"CanaryIsAborted":             canaryAborted,
+		"CanaryTransitions":           canaryTransitions,
+		"DecisionsAreBounded":         decisionsBounded,
+		"KeptWithoutActivation":       keptRelease,
+		"PreviousFollowsTheSwitches":  previousFollows,
+		"FunctionAliases":             functionAliases,
+		"ReleaseAliases":              releaseAliases,
+		"NamedReleasesAreKept":        namedAreKept,
+		"RemoveForgetsTraffic":        removeForgetsTraffic,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -117,8 +136,13 @@ func picture(s *store.Snapshot) map[string]any {
 		p["releases "+e.String()] = s.Releases(e.Environment)
 		p["default "+e.String()] = s.Default(e.Environment)
 		p["active "+e.String()] = s.ActiveRelease(e.Environment)
+		p["canary "+e.String()] = s.Canary(e.Environment)
+		p["previous "+e.String()] = s.Previous(e.Environment)
+		p["decisions "+e.String()] = s.Decisions(e.Environment)
+		p["aliases "+e.String()] = s.ReleaseAliases(e.Environment)
 		for _, f := range s.Functions(e.Environment) {
 			p["versions "+f.Key.String()] = f.Versions
+			p["aliases "+f.Key.String()] = s.FunctionAliases(f.Key)
 			p["name "+f.Key.Function] = s.ByName(f.Key.Function)
 		}
 	}
