@@ -8,9 +8,10 @@ import (
 
 // begun is a request that nobody waits for, with the one who learns its outcome.
 type begun struct {
-	pool *Pool
-	req  *invocation.Request
-	done invocation.Completion
+	pool  *Pool
+	req   *invocation.Request
+	done  invocation.Completion
+	since time.Time
 }
 
 // begin runs the request on the hottest idle worker, or leaves it in the queue to the worker that becomes
@@ -20,40 +21,56 @@ func (p *Pool) begin(req *invocation.Request, done invocation.Completion) {
 		done.Complete(nil, p.stoppedError())
 		return
 	}
+	begun{p, req, done, time.Now()}.find()
+}
+
+// find is begin, and begin again.
+func (b begun) find() {
+	p := b.pool
 	p.mu.Lock()
-	if s := p.takeIdleLocked(req); s != nil {
+	if s := p.takeIdleLocked(b.req); s != nil {
 		p.mu.Unlock()
-		p.beginOn(s, req, done)
+		b.on(s)
 		return
 	}
-	w := &waiter{done: done, since: time.Now(), req: req}
+	w := &waiter{begun: b, since: time.Now(), req: b.req}
 	err := p.enqueueLocked(w)
 	if err == nil {
-		req.Ticket = w
+		b.req.Ticket = w
 		p.expireAtLocked(p.opts.QueueTimeout)
 	}
 	p.mu.Unlock()
 	if err != nil {
-		done.Complete(nil, err)
+		b.done.Complete(nil, err)
 	}
 }
 
-// beginOn runs the request on a slot that was taken for it.
-func (p *Pool) beginOn(s *slot, req *invocation.Request, done invocation.Completion) {
-	if !p.thawed(s) {
-		p.begin(req, done)
+// on runs the request on a slot that was taken for it.
+func (b begun) on(s *slot) {
+	if !b.pool.thawed(s) {
+		b.again()
 		return
 	}
-	if b, ok := s.worker.(Beginner); ok {
-		s.running = begun{p, req, done}
-		if b.Begin(req, s) {
+	if w, ok := s.worker.(Beginner); ok {
+		s.running = b
+		if w.Begin(b.req, s) {
 			return
 		}
 		s.running = begun{}
 	}
-	p.group.Go(func() { // ends with the invocation
-		begun{p, req, done}.ended(s, s.worker.Invoke(req))
+	b.pool.group.Go(func() { // ends with the invocation
+		b.ended(s, s.worker.Invoke(b.req))
 	})
+}
+
+// again looks for another worker, since the event never reached the function, but not for ever: a runtime
+// that exits as soon as it has asked for work would do so again and again.
+func (b begun) again() {
+	if time.Since(b.since) >= b.pool.opts.QueueTimeout {
+		b.done.Complete(nil, b.pool.overdue())
+		return
+	}
+	b.find()
 }
 
 // Ended implements Done: the worker's outcome passes through the slot.
@@ -66,26 +83,29 @@ func (s *slot) Ended(out *invocation.Outcome) {
 // ended tells the outcome, or tries another worker. The slot may serve the next request already.
 func (b begun) ended(s *slot, out *invocation.Outcome) {
 	if out == nil {
-		b.pool.begin(b.req, b.done)
+		b.again()
 		return
 	}
 	s.answered.Store(time.Now().UnixNano())
 	b.done.Complete(out, nil)
 }
 
+// done is who learns the outcome of a request that nobody waits for; nil when somebody does.
+func (w *waiter) done() invocation.Completion { return w.begun.done }
+
 // grant ends a waiter's wait. No lock is held.
 func (p *Pool) grant(w *waiter, g grant) {
 	switch {
-	case w.done == nil:
+	case w.done() == nil:
 		w.ready <- g
 	case g.slot != nil:
 		granted(w.req)
-		p.beginOn(g.slot, w.req, w.done)
+		w.begun.on(g.slot)
 	default:
 		if g.err == nil {
 			granted(w.req)
 		}
-		w.done.Complete(g.outcome, g.err)
+		w.done().Complete(g.outcome, g.err)
 	}
 }
 
@@ -96,7 +116,7 @@ func (p *Pool) leave(req *invocation.Request, cause error) {
 	ok = ok && p.cancelLocked(w)
 	p.mu.Unlock()
 	if ok {
-		w.done.Complete(nil, cause)
+		w.done().Complete(nil, cause)
 	}
 }
 
@@ -121,7 +141,7 @@ func (p *Pool) expire() {
 	p.expiring = false
 	for w, next := p.head, (*waiter)(nil); w != nil; w = next {
 		next = w.next
-		if w.done == nil {
+		if w.done() == nil {
 			continue // it has a clock of its own
 		}
 		if left := p.opts.QueueTimeout - time.Since(w.since); left > 0 {
@@ -133,6 +153,6 @@ func (p *Pool) expire() {
 	}
 	p.mu.Unlock()
 	for _, w := range late {
-		w.done.Complete(nil, p.overdue())
+		w.done().Complete(nil, p.overdue())
 	}
 }

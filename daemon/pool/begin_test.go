@@ -179,6 +179,21 @@ func TestUndeliveredRequestGoesToAnotherWorker(t *testing.T) {
 	})
 }
 
+// TestRuntimesThatAlwaysExit: a request is not given to new instances for ever.
+func TestRuntimesThatAlwaysExit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &beginStarter{fakeStarter: &fakeStarter{startup: 7 * time.Second}, refuse: func(string) bool { return true }}
+		m := newTestManager(s)
+		defer closeManager(m)
+		activate(t, m, 1, version("f", 1, 0, 1))
+		h := begin(t, m, "f", "a")
+		<-h.done
+		if h.err == nil || h.after < time.Minute || h.after > 2*time.Minute {
+			t.Errorf("%q, %v after %s", h.text, h.err, h.after)
+		}
+	})
+}
+
 func TestBegunRequestIsToldWhyNot(t *testing.T) {
 	outcome := &invocation.Outcome{Payload: []byte("init failed")}
 	for name, tt := range map[string]struct {

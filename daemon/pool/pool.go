@@ -137,7 +137,7 @@ type slot struct {
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
-	// begun is the request that Beginner.Begin runs. Whoever made the slot busy owns it until the outcome is
+	// running is the request that Beginner.Begin runs. Whoever made the slot busy owns it until the outcome is
 	// known.
 	running begun
 }
@@ -148,10 +148,10 @@ const settleTime = 20 * time.Millisecond
 
 // waiter is a queued request. The one who takes it out of the queue sends exactly one grant.
 type waiter struct {
-	// ready takes the grant; nil when done does.
+	// ready takes the grant of one who waits; begun is set for the others.
 	ready chan grant
-	done  invocation.Completion
-	since time.Time // when it came, where done is set
+	begun begun
+	since time.Time // when it came, where begun is set
 	req   *invocation.Request
 	// prev, next and taken are guarded by Pool.mu; taken means that somebody will grant.
 	prev, next *waiter
@@ -212,7 +212,7 @@ type Pool struct {
 	binding  invocation.Binding
 	closed   bool
 	recheck  bool // startLater is under way
-	// expiry runs expire when the oldest waiter that has a done is overdue; expiring says that it is set.
+	// expiry runs expire when the oldest waiter of Begin is overdue; expiring says that it is set.
 	expiry   *time.Timer
 	expiring bool
 }
