@@ -65,6 +65,12 @@ test-faults: ## hostile functions, and faults of every part, with the real engin
 	@$(MAKE) -s engine build images examples
 	go test -tags 'integration faults' -count=1 -timeout 40m ./integration/
 
+.PHONY: test-load
+test-load: ## a minute of steady load over 20 deploys and 5 rollbacks, and the same with kills (as root, 5 min)
+	@sh contrib/deps.sh build test
+	@$(MAKE) -s engine build images examples
+	LFX_LOAD=full go test -tags integration -count=1 -timeout 20m -v -run 'UnderLoad' ./integration/
+
 .PHONY: test-v2
 test-v2: engine build images examples ## core integration tests on cgroup v2, in an emulated machine (15 min and more)
 	@sh contrib/deps.sh build test v2

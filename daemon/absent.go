@@ -46,9 +46,13 @@ func (d *Daemon) builderRemedy() string {
 // creator makes instances while containerd answers, and waits for it for a while when it does not.
 type creator struct{ d *Daemon }
 
+// NewID implements worker.Creator.
+func (c creator) NewID() string { return c.d.instances.NewID() }
+
 // Create implements worker.Creator.
 func (c creator) Create(ctx context.Context, s instance.Spec) (worker.Instance, error) {
 	if err := c.d.awaitEngine(ctx); err != nil {
+		c.d.instances.GiveBack(s.ID)
 		return nil, err
 	}
 	in, err := c.d.instances.Create(ctx, s)

@@ -194,6 +194,12 @@ func (b *backend) Instances() []api.InstanceInfo {
 			out = append(out, instanceInfo(in))
 		}
 	}
+	for _, sp := range b.starter.Spares() {
+		out = append(out, api.InstanceInfo{
+			Key: sp.Version.Key, ID: sp.ID, Version: sp.Version.Number, State: "spare", MemoryBytes: int64(sp.MemoryBytes),
+			Address: sp.Address.String(), Started: sp.Made, Phases: map[string]int64{"ahead": sp.Ahead.Microseconds()},
+		})
+	}
 	slices.SortFunc(out, func(a, b api.InstanceInfo) int {
 		return cmp.Or(cmp.Compare(a.Key.String(), b.Key.String()), a.Started.Compare(b.Started))
 	})

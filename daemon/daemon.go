@@ -310,11 +310,11 @@ func (d *Daemon) reconcile(ctx context.Context) error {
 	return errors.Join(err, d.network.GC(ctx, d.liveIDs()))
 }
 
-// liveIDs lists the instances that this process has made and not yet removed.
+// liveIDs lists the instances that this process has made and not yet removed, and the networks that it made ahead.
 func (d *Daemon) liveIDs() []string {
-	var ids []string
+	ids := d.instances.IDs()
 	if d.starter != nil {
-		ids = d.starter.IDs()
+		ids = append(ids, d.starter.IDs()...)
 	}
 	return ids
 }
@@ -340,6 +340,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 		LambdaAPI: func(env function.Environment, caller func() invocation.Caller) http.Handler {
 			return server.InstanceHandler(d.gateway, env, caller)
 		},
+		Ahead: d.ahead(), Starts: int64(2 * runtime.NumCPU()), Removals: int64(runtime.NumCPU()),
 		Log: d.log,
 	})
 	var keep *policy.Policy // nil: until the idle timeout
@@ -472,6 +473,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.group.Go(d.reconcileLoop)
 	d.group.Go(d.followEngine)
 	d.group.Go(d.rebuildLoop)
+	d.group.Go(func() { d.starter.Run(d.ctx) })
 	d.group.Go(d.watchdog)
 	d.group.Go(d.runJudge)
 	d.group.Go(d.watchMemory)

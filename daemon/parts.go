@@ -181,9 +181,12 @@ func (d *Daemon) memoryUsed() (int64, error) {
 	return int64(n), err
 }
 
-// watchMemory ends idle instances when the host becomes short of memory.
+// watchMemory ends spares and idle instances when the host becomes short of memory.
 func (d *Daemon) watchMemory() {
-	pressure.Watch(d.ctx, pressure.Options{Notify: func(source string) { d.pools.Relieve(source) }, Log: d.log})
+	pressure.Watch(d.ctx, pressure.Options{Notify: func(source string) {
+		d.starter.DropSpares(source)
+		d.pools.Relieve(source)
+	}, Log: d.log})
 }
 
 // hostThreads is how many threads the kernel allows on this host.

@@ -49,6 +49,7 @@ func (i *rawInstance) SetCores(float64) error  { return nil }
 func (i *rawInstance) PeakMemory() uint64      { return 1 << 20 }
 func (i *rawInstance) Exited() <-chan struct{} { return i.exited }
 func (i *rawInstance) Exit() instance.Exit     { return instance.Exit{Signal: syscall.SIGKILL} }
+func (i *rawInstance) Begin() error            { return nil }
 func (i *rawInstance) Kill() error             { i.once.Do(func() { close(i.exited); i.conn.Close() }); return nil }
 func (i *rawInstance) Destroy(context.Context) error {
 	i.ended.Wait()
@@ -110,6 +111,8 @@ func readMessage(br *bufio.Reader, buf []byte) (head, body []byte, err error) {
 
 // rawInstances implements worker.Creator.
 type rawInstances struct{ made atomic.Int32 }
+
+func (r *rawInstances) NewID() string { return instance.RandomID() }
 
 func (r *rawInstances) Create(_ context.Context, spec instance.Spec) (worker.Instance, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

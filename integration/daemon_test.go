@@ -104,6 +104,8 @@ invoke_group = ""
 [functions]
 idle_timeout = "5m"
 queue_limit = 50
+spares = 0
+networks_ahead = 0
 queue_timeout = %q
 init_timeout = %q
 

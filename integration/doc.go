@@ -3,6 +3,7 @@
 //
 //	make integration        # after make engine build images examples
 //	make test-faults        # also hostile functions and faults of every part (build tag "faults")
+//	make test-load          # releases switched and instances killed under load, for a minute each (LFX_LOAD=full)
 //
 // The tests carry the build tag "integration" and run as root. TestMain moves the whole run into a
 // network namespace of its own, which has no way out, and starts one `lfxd --with-engine` with

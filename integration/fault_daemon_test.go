@@ -116,6 +116,8 @@ build_subnet = "10.212.0.0/24"
 idle_timeout = "5m"
 queue_limit = 50
 queue_timeout = "10s"
+spares = 0
+networks_ahead = 0
 init_timeout = "5s"
 %s
 

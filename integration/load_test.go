@@ -84,6 +84,7 @@ func TestReleasesUnderLoad(t *testing.T) {
 func TestKillsUnderLoad(t *testing.T) {
 	l := newLoad(t, "kills")
 	l.kills = true
+	l.profile.rate /= 2 // what is killed is started again, and two cores do no more
 	l.run(func() { l.deployAndRollBack() }, l.killAround)
 	l.check()
 	if len(l.killed) == 0 {
@@ -190,7 +191,7 @@ func (l *loadRun) killAround(stop <-chan struct{}) {
 		select {
 		case <-stop:
 			return
-		case <-time.After(400 * time.Millisecond):
+		case <-time.After(time.Second):
 		}
 		all, err := instancesOf(l.environment(), "")
 		if err != nil {

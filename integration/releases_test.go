@@ -65,8 +65,8 @@ func bound(t *testing.T, env function.Environment, name string, e event, headers
 		r, err := tryAsk(name, e, headers...)
 		done <- end{r, err}
 	}()
-	name, _, _ = strings.Cut(name, "?")
-	awaitInstances(t, env, name, func(all []api.InstanceInfo) error {
+	base, _, _ := strings.Cut(name, "?")
+	awaitInstances(t, env, base, func(all []api.InstanceInfo) error {
 		if !slices.ContainsFunc(all, func(i api.InstanceInfo) bool { return i.State == "busy" }) {
 			return fmt.Errorf("%s does not run yet: %+v", name, all)
 		}
@@ -158,7 +158,7 @@ func TestRollback(t *testing.T) {
 	})
 	c.rollback() // the one before is 2 now
 	oneRelease(t, ask(t, "front", deep), "2", two)
-	if out := cli(t, 1, "rollback", "2", "--project", c.name); !strings.Contains(out, "active") {
+	if out := cli(t, 2, "rollback", "2", "--project", c.name); !strings.Contains(out, "active") {
 		t.Errorf("rolling back to the active release: %s", out)
 	}
 	if out := cli(t, 1, "rollback", "7", "--project", c.name); !strings.Contains(out, "7") {
@@ -519,7 +519,7 @@ print("ok")
 			t.Errorf("release 3, which nobody names: %d %s", a.status, a.body)
 		}
 	})
-	for _, wrong := range [][]string{{"alias", "set", "f", "live=1"}, {"alias", "set", "f", "7=1"}, {"alias", "set", "f", "r9=1"}, {"alias", "set", "f", "x=99"}, {"alias", "set", "y=r99"}} {
+	for _, wrong := range [][]string{{"alias", "set", "live=r1"}, {"alias", "set", "f", "7=1"}, {"alias", "set", "f", "r9=1"}, {"alias", "set", "f", "x=99"}, {"alias", "set", "y=r99"}} {
 		if _, _, code := lfxctl(append(wrong, "--project", c.name)...); code == 0 {
 			t.Errorf("lfxctl %v succeeded", wrong)
 		}

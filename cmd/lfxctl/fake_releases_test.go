@@ -186,7 +186,7 @@ func record(id string) *api.Record {
 	switch id {
 	case "r-1":
 		r.Cold, r.Qualifier = true, "prod"
-		r.Phases = map[string]int64{"init": 200_000, "create": 29_000, "network": 12_400, "thaw": 300, "start": 10_000, "snapshot": 4_100}
+		r.Phases = map[string]int64{"init": 200_000, "create": 29_000, "network": 12_400, "thaw": 300, "start": 10_000, "files": 4_100}
 	case "r-2":
 		r.Parent, r.Queue, r.Total = "r-1", 0, 12*time.Millisecond
 		r.Outcome, r.ErrorType, r.Detail = "error", "KeyError", "no such\x1b[2J key"

@@ -111,8 +111,8 @@ func TestAge(t *testing.T) {
 }
 
 func TestPhasesAreInTheirOrder(t *testing.T) {
-	us := map[string]int64{"zeal": 1, "init": 2000, "awe": 3, "create": 4, "snapshot": 5}
-	want := "snapshot 5µs, create 4µs, init 2ms, awe 3µs, zeal 1µs"
+	us := map[string]int64{"zeal": 1, "init": 2000, "awe": 3, "create": 4, "files": 5, "ahead": 6}
+	want := "files 5µs, create 4µs, init 2ms, ahead 6µs, awe 3µs, zeal 1µs"
 	if got := phases(us); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

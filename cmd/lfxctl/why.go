@@ -145,7 +145,7 @@ func timeOf(r *api.Record) string {
 }
 
 // phaseOrder is the order in which an instance is started.
-var phaseOrder = []string{"snapshot", "container", "create", "network", "check", "start", "init"}
+var phaseOrder = []string{"turn", "files", "container", "create", "network", "check", "start", "init", "handler", "ahead"}
 
 // phases is "create 29ms, network 12ms, …" in the order of a start; those that are not known come last.
 func phases(us map[string]int64) string {

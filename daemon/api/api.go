@@ -168,8 +168,9 @@ type InstanceInfo struct {
 	Address     string    `json:"address"`
 	Started     time.Time `json:"started"`
 	Used        time.Time `json:"used,omitzero"`
-	// Phases says in microseconds where the time of its start went: snapshot, container, create, network,
-	// check, start, init.
+	// Phases says in microseconds where the time of its start went: turn (the wait for one), files, container (with the snapshot), create, network,
+	// check, start, init, and then handler, its first invocation. Of one that was a spare, only what was left to do
+	// is there, and ahead is what was done before.
 	Phases map[string]int64 `json:"phases_us,omitempty"`
 }
 

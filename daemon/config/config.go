@@ -131,6 +131,13 @@ type Functions struct {
 	// How long an instance is idle before its processes are stopped, so that it uses no CPU; the next event
 	// lets them go on. `0s` means never.
 	FreezeAfter Duration `toml:"freeze_after"`
+	// How many spares each active version has: instances that are made before there is a request and have run nothing of the
+	// function yet, so that the next start takes no longer than the function's own. Each uses some 2 MiB; 0 means none.
+	Spares int `toml:"spares"`
+	// The most spares on the host. Versions that were called last come first.
+	MaxSpares int `toml:"max_spares"`
+	// How many network namespaces with an address stand ready for the next instances of any function; 0 means none.
+	NetworksAhead int `toml:"networks_ahead"`
 }
 
 // Build bounds builds.
@@ -194,6 +201,7 @@ func Default() *Config {
 			IdleTimeout: Duration{10 * time.Minute}, KeepAlive: "adaptive", InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
 			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
+			Spares: 1, MaxSpares: 16, NetworksAhead: 4,
 		},
 		Build: Build{
 			Timeout: Duration{15 * time.Minute}, MaxParallel: 4, ContextLimit: 256 << 20,

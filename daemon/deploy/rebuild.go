@@ -95,6 +95,9 @@ func (d *Deployer) rebuild(ctx context.Context, env function.Environment) (res *
 	if err != nil || len(lost) == 0 {
 		return nil, err
 	}
+	if err := d.noCanary(env); err != nil { // whoever decides about it decides about the images, too
+		return nil, err
+	}
 	if err := d.undoEarlier(ctx, env); err != nil {
 		return nil, err
 	}

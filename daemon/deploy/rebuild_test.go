@@ -142,6 +142,19 @@ func TestRebuildSaysWhatItCannotDo(t *testing.T) {
 			t.Errorf("%d missing, %v", missing, err)
 		}
 	})
+	t.Run("a canary runs", func(t *testing.T) {
+		w := newWorld(t)
+		w.must(w.request())
+		w.write("a/app", "two")
+		req := w.request()
+		req.Canary = 10
+		w.must(req)
+		w.lose()
+		var busy *api.Error
+		if _, missing, err := w.Rebuild(t.Context()); missing != 2 || !errors.As(err, &busy) || busy.Code != api.CodeConflict {
+			t.Errorf("%d missing, %v", missing, err)
+		}
+	})
 	t.Run("containerd is away", func(t *testing.T) {
 		w := newWorld(t)
 		w.must(w.request())

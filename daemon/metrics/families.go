@@ -43,9 +43,9 @@ var (
 	coldStarts       = &family{"lfx_cold_starts_total", counter, ofFunction, "Invocations that were the first of their instance."}
 	starts           = &family{"lfx_instance_starts_total", counter, with(ofFunction, "result"), "Starts of instances by result: ok or failed. One whose initialisation was repeated inside an invocation is one start."}
 	startTime        = &family{"lfx_instance_start_seconds", hist, ofFunction, "How long a start took until the runtime asked for its first event."}
-	startPhases      = &family{"lfx_instance_start_phase_seconds", hist, with(ofFunction, "phase"), "The phases of starts: snapshot, container, create, network, check, start and init."}
+	startPhases      = &family{"lfx_instance_start_phase_seconds", hist, with(ofFunction, "phase"), "The phases of starts: turn (the wait for one), files, container (with the snapshot), create, network, check, start and init; of a spare that was taken start and init, and as ahead what was done before anybody waited."}
 	ends             = &family{"lfx_instance_ends_total", counter, with(ofFunction, "reason"), "Instances that take no more work, by reason: idle (no work for too long), room (evicted for others), memory (the budget is nearly used up, or the host is short), release (no release needs the version) or failed (exited, timed out or reset)."}
-	instances        = &family{"lfx_instances", gauge, with(ofVersion, "state"), "Instances now, by state: starting, busy, idle, frozen (idle and stopped) or stopping."}
+	instances        = &family{"lfx_instances", gauge, with(ofVersion, "state"), "Instances now, by state: starting, spare (created ahead, has run no code of the function), busy, idle, frozen (idle and stopped) or stopping."}
 	queueLength      = &family{"lfx_queue_length", gauge, ofVersion, "Requests that wait for an instance now."}
 	memoryBudget     = &family{"lfx_memory_budget_bytes", gauge, nil, "What all instances together may use (functions.memory_budget); 0 without a bound."}
 	memoryUsed       = &family{"lfx_memory_used_bytes", gauge, nil, "What they use, as last read; 0 where it cannot be read."}

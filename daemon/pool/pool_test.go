@@ -422,6 +422,61 @@ func TestSwitchLeavesRequestsOnTheirRelease(t *testing.T) {
 	})
 }
 
+// TestBusyInstanceDoesNotComeBackToAClosedPool: its release is replaced and drained while it is on its way back to next.
+func TestBusyInstanceDoesNotComeBackToAClosedPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &lateStarter{back: 10 * time.Second}
+		m := newTestManager(s)
+		defer closeManager(m)
+		old := activate(t, m, 1, version("f", 1, 0, 0))
+		if got, err := call(m, "f", "a"); err != nil || got != "shop/f:1/1 a r1" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		p := old.Pool("f")
+		activate(t, m, 2, version("f", 2, 0, 0))
+		<-old.Drained()
+		if st := p.Stats(); st.Busy != 1 {
+			t.Fatalf("%+v, want an instance that is not back yet", st)
+		}
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		if st := p.Stats(); st != (Stats{}) {
+			t.Errorf("%+v is left of the closed pool", st)
+		}
+		if got, err := call(m, "f", "b"); err != nil || got != "shop/f:2/2 b r2" {
+			t.Errorf("%q, %v", got, err)
+		}
+		time.Sleep(11 * time.Second) // until it is back
+	})
+}
+
+// lateStarter makes workers that answer at once and take their time to come back for more.
+type lateStarter struct {
+	fakeStarter
+	back time.Duration
+}
+
+type lateWorker struct {
+	*fakeWorker
+	back time.Duration
+}
+
+func (s *lateStarter) Start(ctx context.Context, req StartRequest) (Worker, error) {
+	w, err := s.fakeStarter.Start(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return lateWorker{w.(*fakeWorker), s.back}, nil
+}
+
+func (w lateWorker) Invoke(req *invocation.Request) *invocation.Outcome {
+	go func() { // ends with Idle
+		time.Sleep(w.back)
+		w.events.Idle()
+	}()
+	return &invocation.Outcome{Payload: []byte(w.id + " " + req.ID)}
+}
+
 func TestVersionsOfAFunctionShareItsMaximum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeStarter{startup: time.Second, work: time.Second}

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/logs"
@@ -108,6 +110,7 @@ type fakeInstance struct {
 	once           sync.Once
 	exit           instance.Exit
 	script         chan struct{} // closed when the script has ended
+	word           chan struct{} // closed by Begin
 	listener       net.Listener
 
 	mu        sync.Mutex
@@ -117,7 +120,7 @@ type fakeInstance struct {
 
 func (i *fakeInstance) Address() netip.Addr { return netip.MustParseAddr("10.1.2.3") }
 func (i *fakeInstance) Phases() instance.Phases {
-	return instance.Phases{Network: 4 * time.Millisecond}
+	return instance.Phases{Create: time.Hour, Network: 4 * time.Millisecond}
 }
 func (i *fakeInstance) Stdout() *os.File        { return i.stdout[0] }
 func (i *fakeInstance) Stderr() *os.File        { return i.stderr[0] }
@@ -135,6 +138,17 @@ func (i *fakeInstance) Exit() instance.Exit {
 	default:
 		return instance.Exit{}
 	}
+}
+
+// Begin fails when the instance has ended, as that of the real one does.
+func (i *fakeInstance) Begin() error {
+	select {
+	case <-i.exited:
+		return errdefs.ErrFailedPrecondition
+	default:
+	}
+	close(i.word)
+	return nil
 }
 
 func (i *fakeInstance) SetCores(cores float64) error {
@@ -178,9 +192,22 @@ type creator struct {
 	fail []error
 	made []*fakeInstance
 	ids  []string
+	next int
+	// slow is called by Create before anything is made.
+	slow func(instance.Spec)
+}
+
+func (c *creator) NewID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next++
+	return fmt.Sprintf("lfx-start-%d", c.next)
 }
 
 func (c *creator) Create(_ context.Context, spec instance.Spec) (Instance, error) {
+	if c.slow != nil {
+		c.slow(spec)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ids = append(c.ids, spec.ID)
@@ -195,7 +222,7 @@ func (c *creator) Create(_ context.Context, spec instance.Spec) (Instance, error
 		err, c.fail = c.fail[0], c.fail[1:]
 		return nil, err
 	}
-	in := &fakeInstance{spec: spec, exited: make(chan struct{}), script: make(chan struct{}), listener: l}
+	in := &fakeInstance{spec: spec, exited: make(chan struct{}), script: make(chan struct{}), word: make(chan struct{}), listener: l}
 	in.life, in.kill = context.WithCancel(context.Background())
 	for _, p := range []*[2]*os.File{&in.stdout, &in.stderr} {
 		if p[0], p[1], err = os.Pipe(); err != nil {
@@ -207,6 +234,13 @@ func (c *creator) Create(_ context.Context, spec instance.Spec) (Instance, error
 	go func() { // Destroy waits for it
 		defer close(in.script)
 		defer r.client.CloseIdleConnections()
+		if spec.Hold {
+			select {
+			case <-in.word:
+			case <-in.exited:
+				return
+			}
+		}
 		c.script(r)
 	}()
 	return in, nil

@@ -6,9 +6,8 @@
 package worker
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +24,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/semaphore"
 
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
@@ -47,12 +47,15 @@ type Instance interface {
 	Thaw() error
 	Exited() <-chan struct{}
 	Exit() instance.Exit
+	Begin() error
 	Kill() error
 	Destroy(ctx context.Context) error
 }
 
 // Creator makes instances.
 type Creator interface {
+	// NewID returns the ID of an instance that is made now: Create with it must follow.
+	NewID() string
 	Create(ctx context.Context, spec instance.Spec) (Instance, error)
 }
 
@@ -68,13 +71,22 @@ type Options struct {
 	// LambdaAPI serves the Lambda API as the instance sees it; caller tells which invocation is in
 	// progress and which release it is bound to.
 	LambdaAPI func(env function.Environment, caller func() invocation.Caller) http.Handler
-	Log       *slog.Logger
+	// Ahead is what Run makes before there is a request.
+	Ahead Ahead
+	// Starts and Removals bound how many instances are made and removed at a time; the others wait their turn. They are
+	// counted apart, so that neither waits for the other. Default 4 and 2.
+	Starts, Removals int64
+	Log              *slog.Logger
 }
 
 // Starter makes workers.
 type Starter struct {
-	opts  Options
-	group sync.WaitGroup
+	opts     Options
+	group    sync.WaitGroup
+	starts   *semaphore.Weighted // first in, first out
+	removals *semaphore.Weighted
+	spares   *spares
+	calm     calm
 
 	mu  sync.Mutex
 	ids map[string]struct{} // of instances that were begun and are not removed
@@ -90,7 +102,13 @@ var (
 )
 
 // NewStarter makes a Starter.
-func NewStarter(opts Options) *Starter { return &Starter{opts: opts, ids: map[string]struct{}{}} }
+func NewStarter(opts Options) *Starter {
+	opts.Starts, opts.Removals = cmp.Or(opts.Starts, 4), cmp.Or(opts.Removals, 2)
+	return &Starter{
+		opts: opts, ids: map[string]struct{}{}, spares: newSpares(),
+		starts: semaphore.NewWeighted(opts.Starts), removals: semaphore.NewWeighted(opts.Removals),
+	}
+}
 
 // IDs lists the instances that were begun and are not removed yet.
 func (s *Starter) IDs() []string {
@@ -125,8 +143,16 @@ type Worker struct {
 	out     []*logs.Capture
 	id      string
 	started time.Time
+	queued  time.Duration // what the start waited for its turn
 	initDur time.Duration
-	phases  map[string]time.Duration // of the start, for records; not modified once it is there
+	handler atomic.Int64 // how long the first invocation took, in nanoseconds
+	// Of a spare, and of what was one.
+	held     bool
+	listener net.Listener
+	made     time.Time
+	begin    time.Duration            // what it took to say the word
+	taken    chan struct{}            // closed when it is a spare no more
+	phases   map[string]time.Duration // of the start, for records; not modified once it is there
 	// inside is the request whose invocation the init ran in, if it did: its time is that invocation's.
 	inside *invocation.Request
 	begun  time.Time // when that invocation began
@@ -172,31 +198,20 @@ type ending struct {
 	err error
 }
 
-// newID names an instance. Everything external that belongs to it is named from it.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) //nolint:errcheck // never fails
-	return "lfx-" + hex.EncodeToString(b[:])
-}
-
 // Start implements pool.Starter.
 func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker, error) {
-	w := &Worker{s: s, version: req.Version, origin: req.Binding, events: req.Events, id: newID(), number: strconv.Itoa(req.Version.Number)}
-	if req.Phase == pool.PhaseInvoke {
-		w.inside, w.begun = req.For, time.Now()
-		w.cur.Store(&run{w: w, req: req.For, start: w.begun}) // init output belongs to the request
+	s.calm.begin()
+	defer s.calm.end()
+	begun := time.Now()
+	w := s.takeSpare(req, begun)
+	if w == nil {
+		w = s.newWorker(req.Version)
+		w.assign(req, begun)
+		if err := s.make(ctx, w); err != nil {
+			return nil, fmt.Errorf("start an instance of %s: %w", w.version, err)
+		}
 	}
-	createCtx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
-	defer cancel()
-	if err := s.create(createCtx, w); err != nil {
-		return nil, fmt.Errorf("start an instance of %s: %w", w.version, err)
-	}
-	w.started = time.Now()
-	err := w.capture()
-	if err == nil {
-		err = w.initialise(ctx, req)
-	}
-	if err != nil {
+	if err := w.initialise(ctx, req); err != nil {
 		w.destroy()
 		return nil, err
 	}
@@ -207,24 +222,90 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	return w, nil
 }
 
-// create makes the worker's instance. It tries twice when containerd went away meanwhile: it is started
-// again within seconds, and Create waits for it. What the first try left is reconciliation's.
-func (s *Starter) create(ctx context.Context, w *Worker) error {
-	for again := true; ; again = false {
-		s.note(w.id)
-		inst, err := s.opts.Instances.Create(ctx, w.spec())
-		if err == nil {
-			w.inst = inst
+func (s *Starter) newWorker(v *function.Version) *Worker {
+	return &Worker{s: s, version: v, number: strconv.Itoa(v.Number)}
+}
+
+// assign says what the worker is started for. begun is when that was asked.
+func (w *Worker) assign(req pool.StartRequest, begun time.Time) {
+	w.origin, w.events = req.Binding, req.Events
+	if req.Phase == pool.PhaseInvoke {
+		w.inside, w.begun = req.For, begun
+		w.cur.Store(&run{w: w, req: req.For, start: w.begun}) // init output belongs to the request
+	}
+}
+
+// takeSpare returns a spare of the version that was told to start, or nil.
+func (s *Starter) takeSpare(req pool.StartRequest, begun time.Time) *Worker {
+	for {
+		w := s.spares.take(req.Version)
+		if w == nil {
 			return nil
 		}
-		w.closeAPI()
-		s.forget(w.id)
-		if !again || !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		w.assign(req, begun)
+		err := w.wake()
+		if err == nil {
+			return w
+		}
+		s.opts.Log.Debug("spare instance cannot be used", "instance", w.id, "error", err)
+		s.group.Go(w.destroy)
+	}
+}
+
+// make makes the worker's instance, in its turn, and starts its runtime.
+func (s *Starter) make(ctx context.Context, w *Worker) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*s.opts.CreateTimeout, fmt.Errorf("the host was busy with other starts for %s", 2*s.opts.CreateTimeout))
+	defer cancel()
+	asked := time.Now()
+	if s.starts.Acquire(ctx, 1) != nil {
+		return context.Cause(ctx)
+	}
+	w.queued = time.Since(asked)
+	err := s.create(ctx, w)
+	s.starts.Release(1)
+	if err != nil {
+		return err
+	}
+	w.started = time.Now()
+	if err := w.capture(); err != nil {
+		w.destroy()
+		return err
+	}
+	return nil
+}
+
+// create makes the worker's instance. It tries twice when containerd went away meanwhile: it is started
+// again within seconds, and Create waits for it. What the first try left is reconciliation's. When the host has no
+// address left, spares give way.
+func (s *Starter) create(ctx context.Context, w *Worker) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
+	defer cancel()
+	for again := true; ; {
+		w.id = s.opts.Instances.NewID()
+		err := s.createOnce(ctx, w)
+		if errdefs.IsResourceExhausted(err) && ctx.Err() == nil && s.giveWay() {
+			w.api = nil
+			continue
+		}
+		if err == nil || !again || !errdefs.IsUnavailable(err) || ctx.Err() != nil {
 			return err
 		}
 		s.opts.Log.Debug("instance is started again", "instance", w.id, "error", err)
-		w.id, w.api = newID(), nil
+		again, w.api = false, nil
 	}
+}
+
+// createOnce makes the instance under the worker's ID.
+func (s *Starter) createOnce(ctx context.Context, w *Worker) error {
+	s.note(w.id)
+	inst, err := s.opts.Instances.Create(ctx, w.spec())
+	if err != nil {
+		w.closeAPI()
+		s.forget(w.id)
+		return err
+	}
+	w.inst = inst
+	return nil
 }
 
 // spec describes the instance: everything in it comes from the version.
@@ -244,12 +325,24 @@ func (w *Worker) spec() instance.Spec {
 			"dev.lfx.function": v.Function, "dev.lfx.version": fmt.Sprint(v.Number),
 		},
 		Listen: w.listen,
+		Hold:   w.held,
 	}
 }
 
-// listen serves the Runtime API, and the Lambda API as this instance sees it, on the listener inside
-// the instance's network namespace. Called before the instance starts.
+// listen is called before the instance starts. A spare's listener is kept: nobody calls on it before its word, and what it is
+// served for is not known.
 func (w *Worker) listen(l net.Listener) error {
+	if w.held {
+		w.listener = l
+	} else {
+		w.serve(l)
+	}
+	return nil
+}
+
+// serve serves the Runtime API, and the Lambda API as this instance sees it, on the listener inside the instance's
+// network namespace.
+func (w *Worker) serve(l net.Listener) {
 	srv := rapi.New(rapi.Options{
 		Listener: l,
 		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.caller),
@@ -262,7 +355,6 @@ func (w *Worker) listen(l net.Listener) error {
 			w.s.opts.Log.Error("the Runtime API ended", "instance", w.id, "error", err)
 		}
 	})
-	return nil
 }
 
 // caller is whom calls made by the function belong to: the invocation in progress with its release,
@@ -399,11 +491,24 @@ func (w *Worker) ID() string { return w.id }
 
 // Info implements pool.Worker.
 func (w *Worker) Info() pool.WorkerInfo {
+	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started, Phases: w.startPhases()}
+}
+
+// startPhases says where the time of the start went, and how long the first invocation took if it is over. Of
+// what was a spare the start had to wait for little; what was done before is one sum.
+func (w *Worker) startPhases() map[string]time.Duration {
 	p := w.inst.Phases()
-	return pool.WorkerInfo{ID: w.id, Address: w.inst.Address().String(), Started: w.started, Phases: map[string]time.Duration{
-		"snapshot": p.Snapshot, "container": p.Container, "create": p.Create, "network": p.Network,
-		"check": p.Check, "start": p.Start, "init": w.initDur,
-	}}
+	phases := map[string]time.Duration{"init": w.initDur}
+	if d := w.handler.Load(); d != 0 {
+		phases["handler"] = time.Duration(d)
+	}
+	if w.held {
+		phases["start"], phases["ahead"] = w.begin, p.Total()
+		return phases
+	}
+	phases["turn"], phases["files"], phases["container"], phases["create"] = w.queued, p.Files, p.Container, p.Create
+	phases["network"], phases["check"], phases["start"] = p.Network, p.Check, p.Start
+	return phases
 }
 
 // Invoke implements pool.Worker. It returns nil when the process ended before the event was handed
@@ -516,6 +621,9 @@ func (w *Worker) conclude(r *run, res *rapi.Result, err error) *invocation.Outco
 func (w *Worker) settleRun(r *run, out *invocation.Outcome) {
 	passed := time.Since(r.start)
 	r.duration = min(passed, w.version.Config.Timeout)
+	if r.first {
+		w.handler.Store(int64(r.duration))
+	}
 	w.note(r)
 	if r.tail != nil || r.status != logs.StatusSuccess {
 		w.finish(r)
@@ -695,17 +803,19 @@ func (w *Worker) die(reason string) {
 // destroyTimeout bounds the removal of one instance; reconciliation finishes what is left.
 const destroyTimeout = 30 * time.Second
 
-// destroy removes the instance and all that belongs to it, and waits for it.
+// destroy removes the instance and all that belongs to it, and waits for it. It dies at once; the rest is done in its turn.
 func (w *Worker) destroy() {
 	defer w.s.forget(w.id)
-	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
-	defer cancel()
 	w.inst.Kill()
 	w.closeAPI()
 	w.drain()
 	for _, c := range w.out {
 		c.Close()
 	}
+	_ = w.s.removals.Acquire(context.Background(), 1) // every removal is bounded
+	defer w.s.removals.Release(1)
+	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
+	defer cancel()
 	if err := w.inst.Destroy(ctx); err != nil {
 		w.s.opts.Log.Error("instance was not removed whole; reconciliation goes on with it", "instance", w.id, "error", err)
 	}

@@ -227,7 +227,7 @@ func (d *daemonUnderTest) instances(name string) ([]api.InstanceInfo, error) {
 	all, err := d.client.Instances(ctx)
 	var out []api.InstanceInfo
 	for _, i := range all {
-		if i.Function == name {
+		if i.Function == name && i.State != "spare" {
 			out = append(out, i)
 		}
 	}

@@ -69,7 +69,7 @@ type phases struct {
 }
 
 // phaseNames in the order of a start.
-var phaseNames = []string{"snapshot", "container", "create", "network", "check", "start", "init", "handler"}
+var phaseNames = []string{"turn", "files", "container", "create", "network", "check", "start", "init", "handler"}
 
 // memory is one figure in MiB.
 type memory struct {

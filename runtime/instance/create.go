@@ -10,20 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"lfx.dev/lfxd/runtime/cgroup"
 )
 
-// Create makes and starts an instance, in the order of the package comment. When it returns, the start of the runtime is under way;
-// whether that succeeds is told by Exited and Exit. An error leaves nothing behind, or a record that Reconcile
-// finishes. Classes: ErrInvalidArgument for a bad spec, ErrAlreadyExists for an ID in use, ErrNotFound for an
+// Create makes and starts an instance, in the order of the package comment. When it returns, the start of the runtime is under way,
+// or with Spec.Hold waits for Begin; whether it succeeds is told by Exited and Exit. An error leaves nothing behind,
+// or a record that Reconcile finishes. Classes: ErrInvalidArgument for a bad spec, ErrAlreadyExists for an ID in use, ErrNotFound for an
 // image that is missing or not unpacked.
 func (m *Manager) Create(ctx context.Context, s Spec) (_ *Instance, err error) {
-	if err := s.validate(); err != nil {
-		return nil, err
-	}
-	i, err := m.reserve(s.ID)
-	if err != nil {
+	i, err := m.claim(s)
+	if i == nil {
 		return nil, err
 	}
 	i.spec = s
@@ -32,6 +30,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Instance, err error) {
 			i.undo(err)
 		}
 	}()
+	if err != nil {
+		return nil, err
+	}
 	if err := i.create(m.engine.ctx(ctx)); err != nil {
 		return nil, fmt.Errorf("create instance %s: %w", s.ID, err)
 	}
@@ -44,23 +45,11 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Instance, err error) {
 // create makes everything up to the parked init.
 func (i *Instance) create(ctx context.Context) (err error) {
 	timer := stopwatch(time.Now())
-	if err := i.record(); err != nil {
+	if err := i.describe(); err != nil {
 		return err
 	}
-	dir := i.m.dir(i.id)
-	if err := makeFiles(dir, i.rec.UID); err != nil {
-		return err
-	}
-	rootfs, err := i.m.engine.prepare(ctx, i.spec, i.rec.UID)
-	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	timer.lap(&i.phases.Snapshot)
-	oci := ociSpec(specInput{Spec: i.spec, uid: i.rec.UID, dir: dir, initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id), scope: i.m.o.Cgroups.Driven(), apparmor: i.m.o.AppArmorProfile}, i.m.host)
-	if i.pipes, err = openPipes(dir); err != nil {
-		return err
-	}
-	i.pid, err = i.m.engine.createIn(ctx, i.spec, oci, rootfs, func() { timer.lap(&i.phases.Container) })
+	timer.lap(&i.phases.Files)
+	i.pid, err = i.m.engine.createIn(ctx, i.spec, i.rec.UID, i.ociSpec(), func() { timer.lap(&i.phases.Container) })
 	if err != nil {
 		return err
 	}
@@ -84,16 +73,74 @@ func (i *Instance) create(ctx context.Context) (err error) {
 	return i.move(Created)
 }
 
-// start lets the parked init run.
+// describe makes the record, and the files that it stands for; with a network made ahead they are there.
+func (i *Instance) describe() (err error) {
+	dir := i.m.dir(i.id)
+	if i.prepared {
+		i.rec.Image = i.spec.Image
+		return i.rec.write(dir)
+	}
+	if err := i.record(); err != nil {
+		return err
+	}
+	if err := makeFiles(dir, i.rec.UID); err != nil {
+		return err
+	}
+	i.pipes, err = openPipes(dir)
+	return err
+}
+
+func (i *Instance) ociSpec() *specs.Spec {
+	in := specInput{
+		Spec: i.spec, uid: i.rec.UID, dir: i.m.dir(i.id), initPath: i.m.o.InitPath, cgroupsPath: i.m.o.Cgroups.OCI(i.id),
+		scope: i.m.o.Cgroups.Driven(), apparmor: i.m.o.AppArmorProfile,
+	}
+	if i.prepared {
+		in.userns, in.netns = specPath(i.userns), specPath(i.netns)
+	}
+	return ociSpec(in, i.m.host)
+}
+
+// start lets the parked init run: lfx-init, and the runtime unless the instance is held. The word for it is said before, so that the
+// runtime does not wait for containerd's answer.
 func (i *Instance) start(ctx context.Context) error {
 	timer := stopwatch(time.Now())
+	if !i.spec.Hold {
+		if err := i.pipes.open(); err != nil {
+			return err
+		}
+	}
 	if err := i.m.engine.startTask(ctx, i.id); err != nil {
 		return err
 	}
 	timer.lap(&i.phases.Start)
+	if i.spec.Hold {
+		return nil
+	}
 	// The runtime may have ended already.
 	if err := i.move(Started); err != nil && i.State() != Exited {
 		return err
+	}
+	return nil
+}
+
+// Begin starts the runtime of an instance that was created with Hold, by one write. The error is of class
+// ErrFailedPrecondition when the instance has ended meanwhile, or was begun before.
+func (i *Instance) Begin() error {
+	select {
+	case <-i.dead:
+		return fmt.Errorf("instance %s has ended while it waited: %w", i.id, errdefs.ErrFailedPrecondition)
+	default:
+	}
+	// The kernel is asked too: the watcher may not have run yet.
+	if ended, err := processEnded(i.pidfd); err != nil || ended {
+		return errors.Join(err, fmt.Errorf("instance %s has ended while it waited: %w", i.id, errdefs.ErrFailedPrecondition))
+	}
+	if err := i.move(Started); err != nil {
+		return err
+	}
+	if err := i.pipes.open(); err != nil {
+		return fmt.Errorf("instance %s does not hear its word: %w", i.id, err)
 	}
 	return nil
 }
@@ -144,15 +191,26 @@ func (i *Instance) hold() error {
 	}
 	i.watching = true
 	i.watch()
+	if i.prepared {
+		return i.inNamespaces()
+	}
 	i.netns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", i.pid))
 	return err
 }
 
-// connect makes the instance reachable: loopback, listener, network, name files.
+// connect makes the instance reachable, as far as that was not done ahead: loopback, listener, network, name files.
 func (i *Instance) connect(ctx context.Context) error {
 	if err := i.listen(); err != nil {
 		return fmt.Errorf("runtime API listener: %w", err)
 	}
+	if i.prepared {
+		return nil
+	}
+	return i.attach(ctx)
+}
+
+// attach gives the namespace an address, and the instance its name files.
+func (i *Instance) attach(ctx context.Context) error {
 	if n := i.m.o.Network; n != nil {
 		addr, err := n.Attach(ctx, i.id, fdPath(i.netns))
 		if err != nil {
@@ -163,16 +221,19 @@ func (i *Instance) connect(ctx context.Context) error {
 	return i.m.writeNames(i.id, i.addr)
 }
 
-func (i *Instance) listen() error {
+func (i *Instance) listen() (err error) {
 	if i.spec.Listen == nil {
+		if i.prepared {
+			return nil
+		}
 		return inNetns(i.netns, loopbackUp)
 	}
-	l, err := listenInside(i.netns)
-	if err != nil {
-		return err
+	if i.listener == nil {
+		if i.listener, err = listenInside(i.netns); err != nil {
+			return err
+		}
 	}
-	i.listener = l
-	return i.spec.Listen(l)
+	return i.spec.Listen(i.listener)
 }
 
 // undo removes what a failed Create has made. What it cannot remove stays recorded.

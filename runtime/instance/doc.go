@@ -18,7 +18,33 @@
 // the instance's ID:
 //
 //	record → FIFOs and files → snapshot → container → task (its init is parked, the namespaces exist) → descriptor of the
-//	network namespace → lo up and listener inside → network attached → self-check → task started
+//	network namespace → lo up and listener inside → network attached → self-check → task started → word
+//
+// Why each step is where it is, and what keeps it short:
+//
+//	record       first of all: everything later is found by its name. A file on tmpfs.
+//	files        FIFOs and name files, which the container mounts.
+//	snapshot,    wait for containerd's disk, one transaction each, and do not need each other: made at the same time. The image
+//	container    is unpacked before, its chain is remembered, so nothing is looked up.
+//	task         the runtime's create, the longest step, in a shim that stands already (shim.go). After it the namespaces exist and
+//	             nothing of ours or of the image runs in them.
+//	descriptor   before anything is put into the namespace, so that it can be taken out again even when the process dies.
+//	listener     before the address: nobody reaches the instance before its Runtime API stands.
+//	network      CNI ADD, behind a firewall that stands, pinned when it returns.
+//	self-check   what the kernel says of the parked process, after all that could change it.
+//	start        the runtime's start lets go of its init, which becomes lfx-init. Not earlier, although lfx-init would
+//	             wait: before the check it is not known that what is let go of has lost its rights.
+//	word         one byte in the gate FIFO: lfx-init starts the runtime of the function. Said before start unless
+//	             the instance is held, so that nobody waits for containerd's answer.
+//
+// # Ahead of need
+//
+// Two parts can be done before a request is there, each with its record, so that a crash at any time leaves what Reconcile finds:
+//
+//   - A network made ahead (ahead.go) is record, files, namespaces, listener and address of an instance of any version. The
+//     container then joins these namespaces; the self-check also asks whether it is in them.
+//   - A held instance (Spec.Hold) is everything but the word: a spare. lfx-init has run no code of the image; Begin is one write.
+//     When the daemon dies, the gate closes and lfx-init ends by itself.
 //
 // A step that fails undoes what came before on a fresh, bounded context. What cannot be undone (containerd is down) stays
 // recorded, and Reconcile finishes it.

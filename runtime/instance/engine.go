@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -192,12 +193,27 @@ func (e *engine) createContainer(ctx context.Context, s Spec, oci *specs.Spec, s
 	return err
 }
 
-// createIn creates container and task in a shared shim if one stands, else in a shim of its own; recorded is called between the
-// two. A shim that turns out to be gone is taken out of use.
-func (e *engine) createIn(ctx context.Context, s Spec, oci *specs.Spec, rootfs []mount.Mount, recorded func()) (pid int, err error) {
+// createIn creates snapshot, container and task, in a shared shim if one stands, else in a shim of its own; recorded is called before
+// the task. Snapshot and container do not need each other and are made together: both wait for containerd's
+// disk. A shim that turns out to be gone is taken out of use.
+func (e *engine) createIn(ctx context.Context, s Spec, uid uint32, oci *specs.Spec, recorded func()) (pid int, err error) {
 	shim := e.shims.pick()
-	if err := e.createContainer(ctx, s, oci, shim); err != nil {
-		return 0, fmt.Errorf("container: %w", err)
+	var rootfs []mount.Mount
+	var g errgroup.Group // both to their end: the undo must not meet one that is still under way
+	g.Go(func() (err error) {
+		if rootfs, err = e.prepare(ctx, s, uid); err != nil {
+			return fmt.Errorf("snapshot: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := e.createContainer(ctx, s, oci, shim); err != nil {
+			return fmt.Errorf("container: %w", err)
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return 0, err
 	}
 	recorded()
 	if pid, err = e.createTask(ctx, s.ID, rootfs); err == nil {

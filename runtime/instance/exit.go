@@ -94,11 +94,23 @@ func waitPidfd(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	return c.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return err == nil && n == 1
-	})
+	return c.Read(pidfdReadable)
+}
+
+func pidfdReadable(fd uintptr) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1
+}
+
+// processEnded says whether the process of f has ended.
+func processEnded(f *os.File) (ended bool, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	err = c.Control(func(fd uintptr) { ended = pidfdReadable(fd) })
+	return ended, err
 }
 
 // watchControl reads what lfx-init reports, until it has gone or reports the end.

@@ -28,6 +28,8 @@ const pipeSize = 256 << 10
 type pipes struct {
 	stdout, stderr, control *os.File
 	keep                    []*os.File
+	// gate is where lfx-init waits for its word; it is let go with keep. Both ends are open here, so that the word may be said first.
+	gate *os.File
 }
 
 // makeFiles makes everything below dir that is mounted into the instance. Directories belong to the
@@ -45,7 +47,7 @@ func makeFiles(dir string, uid uint32) error {
 	if err := os.Chown(filepath.Join(dir, secretsDir), root, root); err != nil {
 		return err
 	}
-	for _, name := range []string{lfxinit.StdoutName, lfxinit.StderrName, lfxinit.ControlName} {
+	for _, name := range []string{lfxinit.StdoutName, lfxinit.StderrName, lfxinit.ControlName, lfxinit.GateName} {
 		path := filepath.Join(dir, ioDir, name)
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return fmt.Errorf("make FIFO %s: %w", path, err)
@@ -95,7 +97,14 @@ func openPipes(dir string) (p pipes, err error) {
 		}
 		p.keep = append(p.keep, w)
 	}
-	return p, nil
+	p.gate, err = openFIFO(filepath.Join(dir, ioDir, lfxinit.GateName), unix.O_RDWR)
+	return p, err
+}
+
+// open says the word for which lfx-init waits: one byte, which fits always.
+func (p *pipes) open() error {
+	_, err := p.gate.Write([]byte{1})
+	return err
 }
 
 // openFIFO opens one end without blocking, so that Go's poller waits on it. O_NOFOLLOW: the file is ours, but in a directory that an
@@ -105,7 +114,7 @@ func openFIFO(path string, mode int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open FIFO %s: %w", path, err)
 	}
-	if filepath.Base(path) != lfxinit.ControlName {
+	if name := filepath.Base(path); name == lfxinit.StdoutName || name == lfxinit.StderrName {
 		// May be refused (fs.pipe-user-pages-soft); the default of 64 KiB works too.
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
 	}
@@ -116,6 +125,9 @@ func openFIFO(path string, mode int) (*os.File, error) {
 func (p *pipes) letGo() {
 	for _, f := range p.keep {
 		_ = f.Close()
+	}
+	if p.gate != nil {
+		_ = p.gate.Close()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -89,6 +90,8 @@ type Spec struct {
 	// Listen is handed the listener on 127.0.0.1:9001 inside the instance before any code of the instance runs. The
 	// listener is closed by Destroy. Nil means no listener.
 	Listen func(net.Listener) error
+	// Hold makes a spare: Create does all there is to do, but lfx-init waits for Begin before it starts the runtime.
+	Hold bool
 }
 
 // Manager makes instances and finishes what is left of them. Methods may be called concurrently.
@@ -100,10 +103,15 @@ type Manager struct {
 	uids    *uidRanges
 	engine  *engine
 
-	mu     sync.Mutex           // guards live and closed
+	mu     sync.Mutex           // guards what follows
 	live   map[string]*Instance // until Destroy has succeeded or a Create has failed
 	closed bool
+	// ahead are networks that nobody has taken, promised those whose ID was given out.
+	ahead    []*Instance
+	promised map[string]*Instance
 }
+
+var errClosed = fmt.Errorf("instance manager is closed: %w", errdefs.ErrUnavailable)
 
 // NewManager checks the options and the host and takes over the uid ranges of recorded instances. It does not talk to containerd:
 // that may come later.
@@ -124,7 +132,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, cgroups: root, host: lookAtHost(root),
-		uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{},
+		uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{}, promised: map[string]*Instance{},
 	}
 	records, err := readRecords(o.Dir)
 	for _, r := range records {
@@ -196,7 +204,7 @@ func (m *Manager) reserve(id string) (*Instance, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, fmt.Errorf("instance manager is closed: %w", errdefs.ErrUnavailable)
+		return nil, errClosed
 	}
 	if m.live[id] != nil {
 		return nil, fmt.Errorf("instance %s: %w", id, errdefs.ErrAlreadyExists)
@@ -210,6 +218,13 @@ func (m *Manager) forget(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.live, id)
+}
+
+// IDs lists the instances that exist or are being made or removed, those of networks made ahead too.
+func (m *Manager) IDs() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.live))
 }
 
 func (m *Manager) liveOne(id string) *Instance {

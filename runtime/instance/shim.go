@@ -31,6 +31,9 @@ import (
 // shimLabel marks the anchors of shared shims in containerd.
 const shimLabel = "dev.lfx.shim"
 
+// noticeTimeout is how long containerd may take to see that a shim has died.
+const noticeTimeout = 2 * time.Second
+
 // shimPrefix begins the IDs of anchors.
 const shimPrefix = "lfx-shim-"
 
@@ -221,12 +224,29 @@ func (e *engine) createAnchor(ctx context.Context, id, root string, oci *specs.S
 	return err
 }
 
+// killAnchor asks again for a while when containerd has not noticed yet that the anchor's shim died.
+func (e *engine) killAnchor(ctx context.Context, id string) error {
+	deadline := time.Now().Add(noticeTimeout)
+	for {
+		_, err := e.client.TaskService().Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
+		err = errgrpc.ToNative(err)
+		if err == nil || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 func (e *engine) removeAnchor(ctx context.Context, id string) error {
 	if err := e.client.SandboxStore().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	_, err := e.client.TaskService().Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
-	if err = errgrpc.ToNative(err); err == nil {
+	err := e.killAnchor(ctx, id)
+	if err == nil {
 		err = e.deleteTask(ctx, id)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {

@@ -41,6 +41,8 @@ type specInput struct {
 	// written since, so it must be told what is to stay.
 	scope    bool
 	apparmor string
+	// userns and netns are the paths of namespaces made ahead; empty ones are made by the runtime.
+	userns, netns string
 }
 
 // validate refuses what must never reach a runtime.
@@ -102,7 +104,7 @@ func ociSpec(in specInput, h host) *specs.Spec {
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
-				{Type: specs.CgroupNamespace}, {Type: specs.UserNamespace}, {Type: specs.NetworkNamespace},
+				{Type: specs.CgroupNamespace}, {Type: specs.UserNamespace, Path: in.userns}, {Type: specs.NetworkNamespace, Path: in.netns},
 			},
 			UIDMappings:       idMapping(in.uid),
 			GIDMappings:       idMapping(in.uid),
@@ -207,6 +209,11 @@ func resources(in specInput, h host) *specs.LinuxResources {
 
 // hardMemory is the limit of the cgroup in bytes: /tmp's pages are charged to it too.
 func hardMemory(s Spec) int64 { return int64(s.MemoryMB+s.TmpMB) * mib }
+
+// netSysctl returns the file of a sysctl that belongs to the network namespace.
+func netSysctl(key string) (path string, ok bool) {
+	return "/proc/sys/" + strings.ReplaceAll(key, ".", "/"), strings.HasPrefix(key, "net.")
+}
 
 func sysctls(h host) map[string]string {
 	m := map[string]string{

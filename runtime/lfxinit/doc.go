@@ -6,11 +6,13 @@
 //
 //  1. opens the log FIFOs StdoutName and StderrName and the control FIFO ControlName beside its
 //     own executable, in Dir;
-//  2. changes to the working directory and looks argv[0] up in the container's PATH, as runc does;
-//  3. starts the runtime with the FIFOs as stdout and stderr, in a session of its own;
-//  4. forwards signals to it and reaps everything that becomes its child, orphans included;
-//  5. reports start, exec failure and end of the runtime as Records on the control FIFO;
-//  6. kills what is left and exits with the status a shell would show.
+//  2. waits at the gate FIFO GateName for one byte, the daemon's word that everything stands (for most instances it
+//     is there already; a spare instance waits here until it is wanted), and ends when the daemon is gone before;
+//  3. changes to the working directory and looks argv[0] up in the container's PATH, as runc does;
+//  4. starts the runtime with the FIFOs as stdout and stderr, in a session of its own;
+//  5. forwards signals to it and reaps everything that becomes its child, orphans included;
+//  6. reports start, exec failure and end of the runtime as Records on the control FIFO;
+//  7. kills what is left and exits with the status a shell would show.
 //
 // It runs as uid 1000 of a user namespace, without capabilities, under seccomp and
 // no-new-privileges, so it can do nothing to an instance that the function could not do itself, and

@@ -43,6 +43,9 @@ func run(dir, workdir string, argv, env []string) int {
 	}
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals)
+	if !passGate(dir + "/" + GateName) {
+		return codeSetup
+	}
 
 	pid, class, err := start(workdir, argv, env, stdout, stderr)
 	if err != nil {
@@ -57,6 +60,23 @@ func run(dir, workdir string, argv, env []string) int {
 	// this process has been torn down.
 	_ = syscall.Kill(-1, syscall.SIGKILL)
 	return code
+}
+
+// passGate waits for the word of the daemon: one byte. Nothing of the image has run before it. It returns false when there
+// will be none, because the daemon is gone.
+func passGate(path string) bool {
+	gate, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(gate)
+	var b [1]byte
+	for {
+		n, err := syscall.Read(gate, b[:])
+		if err != syscall.EINTR {
+			return n == 1 && err == nil
+		}
+	}
 }
 
 // openLog opens a log FIFO for the runtime. First both ends are opened and kept (see the package comment),

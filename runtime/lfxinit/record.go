@@ -12,6 +12,8 @@ const (
 	StdoutName  = "stdout"
 	StderrName  = "stderr"
 	ControlName = "control"
+	// GateName is the FIFO from which lfx-init reads one byte before it runs anything of the image.
+	GateName = "gate"
 )
 
 // RecordSize is the length of a record in bytes. It is far below PIPE_BUF, so a record is written whole
