@@ -45,9 +45,6 @@ type Reply interface {
 	Send(a *Answer)
 	// Drop ends the connection without an answer: the client has gone, or we have a bug.
 	Drop()
-	// Wait runs c.Wait, on a goroutine of its own, with a context that ends when the client goes away
-	// (cause context.Canceled) or the daemon shuts down.
-	Wait(c *Call)
 }
 
 // Field is one header of an answer.
@@ -102,6 +99,13 @@ type Call struct {
 	req    *invocation.Request
 	answer Answer
 	told   told
+	waits  waits
+}
+
+// waits is what Leave needs: a copy, because another goroutine may end the call at the same time.
+type waits struct {
+	route invocation.Route
+	req   *invocation.Request
 }
 
 // begin makes c a new call: the one place where a call begins.
@@ -109,7 +113,7 @@ func (g *Gateway) begin(c *Call, scope Scope, reply Reply) {
 	c.g, c.reply, c.id, c.dryRun, c.route = g, reply, newID(), false, nil
 	c.req = &invocation.Request{ID: c.id, Trace: invocation.Trace{Accepted: time.Now()}}
 	c.told = told{scope: scope}
-	c.answer = Answer{}
+	c.answer, c.waits = Answer{}, waits{}
 	c.answer.set("X-Amzn-Requestid", c.id)
 }
 
@@ -132,27 +136,42 @@ func (c *Call) closeRoute() {
 	}
 }
 
-// Serve answers one Invoke request of the given scope without waiting for an instance or for its answer:
-// what has to wait does so in Reply.Wait, and the answer may come long after Serve has returned. It reads
-// the body before it returns.
+// Serve answers one Invoke request of the given scope without waiting for an instance or for its answer,
+// which may come long after Serve has returned. It reads the body before it returns.
 func (g *Gateway) Serve(ctx context.Context, c *Call, scope Scope, reply Reply) {
 	g.begin(c, scope, reply)
-	if !g.accept(ctx, c, scope) {
-		return
+	if g.accept(ctx, c, scope) {
+		c.waits = waits{c.route, c.req}
+		c.waits.route.Begin(c.waits.req, c)
 	}
-	if !c.route.Begin(c.req, c) {
-		reply.Wait(c)
+}
+
+// Leave takes the request out of the queue, if it waits for an instance. cause is context.Canceled when the
+// client has gone; else it is what the client is told. Only the one who called Serve may call it, afterwards and
+// before the Call is used again.
+func (c *Call) Leave(cause error) {
+	if c.waits.route != nil {
+		c.waits.route.Leave(c.waits.req, cause)
 	}
 }
 
 // Complete implements invocation.Completion, for what Serve began.
-func (c *Call) Complete(out *invocation.Outcome) {
+func (c *Call) Complete(out *invocation.Outcome, err error) {
 	defer c.logPanic()
-	if out == nil { // the instance had ended: another one
-		c.reply.Wait(c)
-		return
+	switch {
+	case err == nil:
+		c.succeed(out)
+	case err == context.Canceled: //nolint:errorlint // Leave's own
+		c.left()
+	default:
+		c.refuse(err)
 	}
-	c.succeed(out)
+}
+
+// left ends a call whose client has gone.
+func (c *Call) left() {
+	c.observe(invocation.Call{Result: invocation.Gone, Detail: "the client went away before an instance was free"})
+	c.drop()
 }
 
 // logPanic keeps a bug in one call from ending the goroutine of an instance's connection.
@@ -171,9 +190,9 @@ func (c *Call) Abort() {
 	c.closeRoute()
 }
 
-// Wait invokes and answers. A client that goes away while the request waits takes it out of the
+// wait invokes and answers, for net/http. A client that goes away while the request waits takes it out of the
 // queue; once it runs, it runs to its end, as on Lambda.
-func (c *Call) Wait(client context.Context) {
+func (c *Call) wait(client context.Context) {
 	timeout := c.route.Version().Config.Timeout
 	ctx, cancel := context.WithTimeoutCause(client, timeout+c.g.opts.Overhead, errDeadline)
 	defer cancel()
@@ -182,8 +201,7 @@ func (c *Call) Wait(client context.Context) {
 	case err == nil:
 		c.succeed(out)
 	case cause == context.Canceled: //nolint:errorlint // the client left, nobody reads an answer
-		c.observe(invocation.Call{Result: invocation.Gone, Detail: "the client went away before an instance was free"})
-		c.drop()
+		c.left()
 	case cause != nil:
 		c.refuse(&invocation.UnavailableError{Err: cause}) // the daemon shuts down
 	default:
@@ -201,10 +219,10 @@ func (g *Gateway) ServeInvoke(w http.ResponseWriter, r *http.Request, scope Scop
 		Length: r.ContentLength, Expect: h.Get("Expect") != "",
 		Body: &httpBody{r.Body, http.NewResponseController(w)},
 	}}
-	g.begin(c, scope, &httpReply{w, r.Context()})
+	g.begin(c, scope, &httpReply{w})
 	defer c.Abort()
 	if g.accept(r.Context(), c, scope) {
-		c.Wait(r.Context())
+		c.wait(r.Context())
 	}
 }
 
@@ -218,10 +236,7 @@ type httpBody struct {
 func (b *httpBody) SetReadDeadline(t time.Time) error { return b.c.SetReadDeadline(t) }
 
 // httpReply answers through net/http, on the handler's goroutine.
-type httpReply struct {
-	w   http.ResponseWriter
-	ctx context.Context
-}
+type httpReply struct{ w http.ResponseWriter }
 
 // Send implements Reply.
 func (h *httpReply) Send(a *Answer) {
@@ -242,6 +257,3 @@ func (h *httpReply) Send(a *Answer) {
 
 // Drop implements Reply. net/http cuts the connection.
 func (h *httpReply) Drop() { panic(http.ErrAbortHandler) }
-
-// Wait implements Reply.
-func (h *httpReply) Wait(c *Call) { c.Wait(h.ctx) }

@@ -27,7 +27,7 @@ var testEnv = function.Environment{Project: "shop", Name: function.DefaultEnviro
 type fake struct {
 	resolve func(Target) error
 	invoke  func(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error)
-	begin   func(req *invocation.Request, done invocation.Completion) bool
+	begin   func(req *invocation.Request, done invocation.Completion)
 	timeout time.Duration
 
 	open   atomic.Int64
@@ -64,9 +64,15 @@ func (r *fakeRoute) Invoke(ctx context.Context, req *invocation.Request) (*invoc
 	return &invocation.Outcome{Payload: req.Payload}, nil
 }
 
-func (r *fakeRoute) Begin(req *invocation.Request, done invocation.Completion) bool {
-	return r.f.begin != nil && r.f.begin(req, done)
+func (r *fakeRoute) Begin(req *invocation.Request, done invocation.Completion) {
+	if r.f.begin == nil {
+		done.Complete(r.Invoke(context.Background(), req))
+		return
+	}
+	r.f.begin(req, done)
 }
+
+func (r *fakeRoute) Leave(*invocation.Request, error) {}
 
 func (r *fakeRoute) Close() {
 	if r.done.Swap(true) {

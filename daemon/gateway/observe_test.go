@@ -219,47 +219,37 @@ func TestClassOfAnError(t *testing.T) {
 	}
 }
 
-// reply is a Reply as package server's codec has one; client is what its client's context is.
+// reply is a Reply as package server's codec has one.
 type reply struct {
-	client context.Context
 	status int
 	drops  int
 }
 
 func (r *reply) Send(a *Answer) { r.status = a.Status; a.release() }
 func (r *reply) Drop()          { r.drops++ }
-func (r *reply) Wait(c *Call)   { c.Wait(r.client) }
 
-// TestCallsOfTheCodecAreObservedOnce: those whose answer comes from another goroutine, or after a second try.
+// TestCallsOfTheCodecAreObservedOnce: whatever their completion is told.
 func TestCallsOfTheCodecAreObservedOnce(t *testing.T) {
-	gone, leave := context.WithCancel(context.Background())
-	leave()
-	complete := func(outs ...*invocation.Outcome) func(*invocation.Request, invocation.Completion) bool {
-		return func(req *invocation.Request, done invocation.Completion) bool {
+	complete := func(out *invocation.Outcome, err error) func(*invocation.Request, invocation.Completion) {
+		return func(req *invocation.Request, done invocation.Completion) {
 			req.Trace.Instance = "lfx-1"
-			for _, out := range outs {
-				done.Complete(out)
-			}
-			return true
+			done.Complete(out, err)
 		}
 	}
 	for name, tt := range map[string]struct {
 		f      *fake
-		client context.Context
 		body   string
 		want   invocation.Result
 		status int // of the answer, 0 when the connection was cut
 	}{
-		"ok":                 {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1")})}, status: 200},
-		"error":              {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1"), Result: invocation.Failed})}, want: invocation.Failed, status: 200},
-		"waits":              {status: 200},
-		"instance had ended": {f: &fake{begin: complete(nil)}, status: 200},
-		"refused":            {body: "{", want: invocation.Refused, status: 400},
-		"client leaves": {f: &fake{invoke: func(ctx context.Context, _ *invocation.Request) (*invocation.Outcome, error) {
-			return nil, context.Cause(ctx)
-		}}, client: gone, want: invocation.Gone},
-		"panic":               {f: &fake{begin: func(*invocation.Request, invocation.Completion) bool { panic("ouch") }}, want: invocation.Unavailable},
-		"panic in the answer": {f: &fake{begin: complete(&invocation.Outcome{Free: func() { panic("ouch") }})}, want: invocation.OK, status: 200},
+		"ok":                  {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1")}, nil)}, status: 200},
+		"error":               {f: &fake{begin: complete(&invocation.Outcome{Payload: []byte("1"), Result: invocation.Failed}, nil)}, want: invocation.Failed, status: 200},
+		"waits":               {status: 200},
+		"throttled":           {f: &fake{begin: complete(nil, &invocation.ThrottledError{Reason: "R"})}, want: invocation.Throttled, status: 429},
+		"refused":             {body: "{", want: invocation.Refused, status: 400},
+		"client leaves":       {f: &fake{begin: complete(nil, context.Canceled)}, want: invocation.Gone},
+		"panic":               {f: &fake{begin: func(*invocation.Request, invocation.Completion) { panic("ouch") }}, want: invocation.Unavailable},
+		"panic in the answer": {f: &fake{begin: complete(&invocation.Outcome{Free: func() { panic("ouch") }}, nil)}, want: invocation.OK, status: 200},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := tt.f
@@ -267,10 +257,7 @@ func TestCallsOfTheCodecAreObservedOnce(t *testing.T) {
 				f = &fake{}
 			}
 			g, seen := observed(f)
-			r := &reply{client: tt.client}
-			if r.client == nil {
-				r.client = t.Context()
-			}
+			r := &reply{}
 			body := tt.body
 			if body == "" {
 				body = "{}"
@@ -305,7 +292,7 @@ func TestCallsOfTheCodecAreObservedOnce(t *testing.T) {
 // A Call is used again for the next request of its connection.
 func TestCallIsUsedAgain(t *testing.T) {
 	g, seen := observed(&fake{})
-	r := &reply{client: t.Context()}
+	r := &reply{}
 	c := &Call{Request: Request{Method: http.MethodPost, Path: InvokePrefix + "hello" + InvokeSuffix, Query: "Qualifier=7", Length: 2, Payload: []byte("{}")}}
 	g.Serve(t.Context(), c, Scope{Parent: "p"}, r)
 	c.Query, c.Method = "", http.MethodGet

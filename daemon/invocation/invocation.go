@@ -32,6 +32,8 @@ type Request struct {
 	// Binding is the release the request is bound to; calls that the function makes while it
 	// handles this request stay on it. Opaque to everyone but the pool.
 	Binding Binding
+	// Ticket is the pool's: what the request is found by in the queue.
+	Ticket any
 	// Trace is written by those who handle the request.
 	Trace Trace
 }
@@ -59,11 +61,11 @@ type Outcome struct {
 	Free func()
 }
 
-// Completion takes the outcome of an invocation that Route.Begin began.
+// Completion is told what became of an invocation that Route.Begin began.
 type Completion interface {
-	// Complete is called exactly once, from any goroutine, and must not block. nil means that the event
-	// never reached the function: the invocation may be tried again.
-	Complete(out *Outcome)
+	// Complete is called exactly once, from any goroutine, with an outcome or with an error as Route.Invoke
+	// returns it. It must not block.
+	Complete(out *Outcome, err error)
 }
 
 // Route is one resolved target, bound to a release until Close. Close must be called exactly once.
@@ -73,11 +75,12 @@ type Route interface {
 	// Invoke waits for an instance, runs the invocation and returns its outcome. ctx ends the wait for
 	// an instance; a running invocation is bounded by the function's timeout and is not cut by ctx.
 	Invoke(ctx context.Context, req *Request) (*Outcome, error)
-	// Begin gives the event to an idle instance, if there is one, without waiting for anything but the
-	// write of a large event; done learns the outcome, which may be before Begin returns. false
-	// means that nothing was done and done will not be called: use Invoke. req and its payload
-	// must not be changed before.
-	Begin(req *Request, done Completion) bool
+	// Begin is Invoke that does not wait, but for the write of a large event: done learns the outcome,
+	// which may be before Begin returns. req and its payload must not be changed before.
+	Begin(req *Request, done Completion)
+	// Leave takes a begun request out of the queue; done is told the cause. It does nothing to a request that
+	// runs or has ended, and may be called after Close.
+	Leave(req *Request, cause error)
 	Close()
 }
 

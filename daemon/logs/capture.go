@@ -55,6 +55,8 @@ type Capture struct {
 	done chan struct{} // closed when the reader has ended
 	stop chan struct{} // closed by Close
 	now  func() time.Time
+	// empty is emptyLocked as a value, made once.
+	empty func(fd uintptr)
 
 	mu     sync.Mutex // serialises reading, so that lines are emitted in order; guards what follows
 	framer framer
@@ -90,7 +92,7 @@ func NewCapture(file *os.File, emit func(line []byte, more bool), opts CaptureOp
 		done: make(chan struct{}), stop: make(chan struct{}),
 		framer: framer{limit: opts.LineLimit, emit: emit}, tokens: float64(opts.Burst),
 	}
-	c.filled = c.now()
+	c.filled, c.empty = c.now(), c.emptyLocked
 	go c.run() // ends with Close, which waits for done
 	return c, nil
 }
@@ -220,17 +222,20 @@ func (c *Capture) Drain() {
 
 func (c *Capture) drainLocked() {
 	// Control, not Read: the reader holds the file's read lock while it waits.
-	_ = c.raw.Control(func(fd uintptr) {
-		for total := 0; total < drainLimit; {
-			n, again := c.readLocked(fd, false)
-			if again || n < 0 {
-				return
-			}
-			total += n
-		}
-	})
+	_ = c.raw.Control(c.empty)
 	c.reportLocked()
 	c.framer.flush()
+}
+
+// emptyLocked reads what is in the pipe.
+func (c *Capture) emptyLocked(fd uintptr) {
+	for total := 0; total < drainLimit; {
+		n, again := c.readLocked(fd, false)
+		if again || n < 0 {
+			return
+		}
+		total += n
+	}
 }
 
 // Close drains, closes the file and waits for the reader. What is written later gets a broken pipe.

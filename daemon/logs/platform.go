@@ -63,20 +63,20 @@ func Report(f ReportFields) string {
 	if f.Init != nil {
 		billed += hundredths(*f.Init)
 	}
-	s := fields(
-		"REPORT RequestId: "+f.RequestID,
-		"Duration: "+milliseconds(duration),
-		"Billed Duration: "+strconv.FormatInt((billed+99)/100, 10)+" ms",
-		"Memory Size: "+strconv.Itoa(f.MemoryMB)+" MB",
-		"Max Memory Used: "+strconv.Itoa(min(f.MaxMemoryMB, f.MemoryMB))+" MB",
-	)
+	b := make([]byte, 0, 256)
+	b = append(append(b, "REPORT RequestId: "...), f.RequestID...)
+	b = appendMilliseconds(append(b, "\tDuration: "...), duration)
+	b = strconv.AppendInt(append(b, "\tBilled Duration: "...), (billed+99)/100, 10)
+	b = strconv.AppendInt(append(b, " ms\tMemory Size: "...), int64(f.MemoryMB), 10)
+	b = strconv.AppendInt(append(b, " MB\tMax Memory Used: "...), int64(min(f.MaxMemoryMB, f.MemoryMB)), 10)
+	b = append(b, " MB"...)
 	if f.Init != nil {
-		s += "\tInit Duration: " + milliseconds(*f.Init)
+		b = appendMilliseconds(append(b, "\tInit Duration: "...), *f.Init)
 	}
 	if f.Status == StatusSuccess {
-		return s + "\t"
+		return string(append(b, '\t'))
 	}
-	return s + status(f.Status, f.ErrorType)
+	return string(append(b, status(f.Status, f.ErrorType)...))
 }
 
 // InitReport is the line about an init that failed or took too long; a healthy one has none.
@@ -108,9 +108,12 @@ func hundredths(d time.Duration) int64 {
 	return int64(max(d, 0).Round(10*time.Microsecond) / (10 * time.Microsecond))
 }
 
-func milliseconds(d time.Duration) string {
+func milliseconds(d time.Duration) string { return string(appendMilliseconds(nil, d)) }
+
+func appendMilliseconds(b []byte, d time.Duration) []byte {
 	h := hundredths(d)
-	return fmt.Sprintf("%d.%02d ms", h/100, h%100)
+	b = append(strconv.AppendInt(b, h/100, 10), '.')
+	return append(append(b, byte('0'+h%100/10), byte('0'+h%10)), " ms"...)
 }
 
 // TailLimit is how much of an invocation's log X-Amz-Log-Result carries, before base64.

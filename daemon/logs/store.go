@@ -135,9 +135,12 @@ func (s *Store) Append(e Entry) {
 		st.pending = append(st.pending, e)
 		st.bytes += c
 	}
-	for _, f := range *s.followers.Load() {
-		if f.matches(&e) {
-			f.queue.put(e, st.seq)
+	if followers := *s.followers.Load(); len(followers) > 0 {
+		e := e // this one is seen by a function that is not known here, and so lives on the heap
+		for _, f := range followers {
+			if f.matches(&e) {
+				f.queue.put(e, st.seq)
+			}
 		}
 	}
 	if st.bytes > s.opts.QueueBytes/2 {

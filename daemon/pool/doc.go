@@ -24,6 +24,9 @@
 // host, and memory (memory.go). Room is given out in turn, and idle instances of others give way.
 // Package policy says how long idle ones are kept (keep.go).
 //
+// A request needs no goroutine that waits for it (Bound.Begin): who frees an instance hands the next event out
+// (Pool.grant), and the outcome goes to a Completion. Bound.Invoke is for callers that have a goroutine anyhow.
+//
 // The package imports neither containerd nor SQLite: a Starter makes instances.
 //
 // Locks: environment.mu serialises switches; Manager.mu guards the environments and pools; neither is taken on

@@ -33,7 +33,14 @@ type Beginner interface {
 	// Begin is Invoke whose outcome goes to done, which may be before Begin returns. It returns false, and
 	// does nothing, when it would have to wait for the runtime, or when the request asks for what
 	// only Invoke does.
-	Begin(req *invocation.Request, done invocation.Completion) bool
+	Begin(req *invocation.Request, done Done) bool
+}
+
+// Done takes the outcome of Beginner.Begin.
+type Done interface {
+	// Ended is called exactly once, from any goroutine; nil as of Worker.Invoke. It does not block, and calls
+	// nothing of the worker.
+	Ended(out *invocation.Outcome)
 }
 
 // WorkerInfo describes a worker for people.
@@ -130,19 +137,9 @@ type slot struct {
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
-	// done gets the outcome of an invocation that begin began. Whoever made the slot busy owns it until
-	// the outcome is known.
-	done invocation.Completion
-}
-
-// Complete implements invocation.Completion: the worker's outcome passes through the slot.
-func (s *slot) Complete(out *invocation.Outcome) {
-	done := s.done
-	s.done = nil
-	if out != nil {
-		s.answered.Store(time.Now().UnixNano())
-	}
-	done.Complete(out)
+	// running is the request that Beginner.Begin runs. Whoever made the slot busy owns it until the outcome is
+	// known.
+	running begun
 }
 
 // settleTime is how long an instance may take from its answer to its next request for work before the
@@ -151,7 +148,10 @@ const settleTime = 20 * time.Millisecond
 
 // waiter is a queued request. The one who takes it out of the queue sends exactly one grant.
 type waiter struct {
+	// ready takes the grant of one who waits; begun is set for the others.
 	ready chan grant
+	begun begun
+	since time.Time // when it came, where begun is set
 	req   *invocation.Request
 	// prev, next and taken are guarded by Pool.mu; taken means that somebody will grant.
 	prev, next *waiter
@@ -212,6 +212,9 @@ type Pool struct {
 	binding  invocation.Binding
 	closed   bool
 	recheck  bool // startLater is under way
+	// expiry runs expire when the oldest waiter of Begin is overdue; expiring says that it is set.
+	expiry   *time.Timer
+	expiring bool
 }
 
 // limits lists what an instance of the pool needs room in, in the order in which it is taken.
@@ -243,28 +246,6 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 	}
 }
 
-// begin gives the request to the hottest idle worker, if there is one that takes it without a wait.
-func (p *Pool) begin(req *invocation.Request, done invocation.Completion) bool {
-	if p.stopped() {
-		return false // the slow way says why
-	}
-	p.mu.Lock()
-	s := p.takeIdleLocked(req)
-	p.mu.Unlock()
-	if s == nil || !p.thawed(s) {
-		return false
-	}
-	if b, ok := s.worker.(Beginner); ok {
-		s.done = done
-		if b.Begin(req, s) {
-			return true
-		}
-		s.done = nil
-	}
-	p.idleAgain(s)
-	return false
-}
-
 // takeIdleLocked takes the hottest idle slot for a request, or returns nil. The caller must thaw it.
 func (p *Pool) takeIdleLocked(req *invocation.Request) *slot {
 	n := len(p.idle)
@@ -290,24 +271,30 @@ func (p *Pool) acquire(ctx context.Context, req *invocation.Request) (*slot, *in
 		p.mu.Unlock()
 		return s, nil, nil
 	}
+	w := &waiter{ready: make(chan grant, 1), req: req}
+	err := p.enqueueLocked(w)
+	p.mu.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.wait(ctx, w)
+}
+
+// enqueueLocked appends a waiter to the queue, unless the request must be refused.
+func (p *Pool) enqueueLocked(w *waiter) error {
 	if p.closed {
-		p.mu.Unlock()
-		return nil, nil, &invocation.UnavailableError{Err: errClosed}
+		return &invocation.UnavailableError{Err: errClosed}
 	}
 	if err := p.tooLarge(); err != nil {
-		p.mu.Unlock()
-		return nil, nil, &invocation.UnavailableError{Err: err}
+		return &invocation.UnavailableError{Err: err}
 	}
 	if p.waiting >= p.opts.QueueLimit {
-		p.mu.Unlock()
-		return nil, nil, p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
+		return p.throttled(fmt.Sprintf("%d requests wait for %s already", p.opts.QueueLimit, p.version.Key))
 	}
-	w := &waiter{ready: make(chan grant, 1), req: req}
-	queued(req)
+	queued(w.req)
 	p.pushLocked(w)
 	p.startForQueueLocked()
-	p.mu.Unlock()
-	return p.wait(ctx, w)
+	return nil
 }
 
 // wait blocks until the waiter is granted something, its context ends or the queue timeout passes.
@@ -349,10 +336,15 @@ func (p *Pool) overdue() error {
 func (p *Pool) cancel(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.cancelLocked(w)
+}
+
+func (p *Pool) cancelLocked(w *waiter) bool {
 	if w.taken {
 		return false
 	}
 	p.unlinkLocked(w)
+	w.taken = true
 	if p.waiting == 0 {
 		for _, l := range p.limits() {
 			l.forget(p)
@@ -561,10 +553,10 @@ func (p *Pool) startForWaiter(b *beginning, first error) error {
 	}
 	var initErr *InitError
 	if errors.As(err, &initErr) && initErr.Outcome != nil {
-		w.ready <- grant{outcome: initErr.Outcome}
+		p.grant(w, grant{outcome: initErr.Outcome})
 		return err
 	}
-	w.ready <- grant{err: &invocation.UnavailableError{Err: err}}
+	p.grant(w, grant{err: &invocation.UnavailableError{Err: err}})
 	return err
 }
 
@@ -606,7 +598,7 @@ func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
 	close(ready)
 	switch {
 	case w != nil:
-		w.ready <- grant{slot: s}
+		p.grant(w, grant{slot: s})
 	case closed:
 		p.end(s, EndRelease)
 	default:
@@ -655,7 +647,7 @@ func (p *Pool) finishStart(b *beginning, err error, answered bool) {
 	p.offer()
 	p.kick()
 	if refuse != nil {
-		refuse.ready <- grant{err: &invocation.UnavailableError{Err: err}}
+		p.grant(refuse, grant{err: &invocation.UnavailableError{Err: err}})
 	}
 	p.log.Warn("instance did not start", "function", p.version.Key.String(), "version", p.version.Number, "error", logged(err))
 }
@@ -707,7 +699,7 @@ func (p *Pool) idleAgain(s *slot) {
 		s.takeLocked()
 		s.binding = w.req.Binding
 		p.mu.Unlock()
-		w.ready <- grant{slot: s}
+		p.grant(w, grant{slot: s})
 		return
 	}
 	if p.closed {
@@ -879,6 +871,9 @@ func (p *Pool) sweep(now time.Time, scarcity float64) {
 func (p *Pool) close() {
 	p.mu.Lock()
 	p.closed = true
+	if p.expiry != nil {
+		p.expiry.Stop()
+	}
 	p.min = 0
 	old := slices.Clone(p.idle)
 	for _, s := range old {
@@ -897,7 +892,7 @@ func (p *Pool) close() {
 		p.end(s, EndRelease)
 	}
 	for _, w := range refused {
-		w.ready <- grant{err: &invocation.UnavailableError{Err: errClosed}}
+		p.grant(w, grant{err: &invocation.UnavailableError{Err: errClosed}})
 	}
 }
 

@@ -493,19 +493,20 @@ func (b *Bound) Invoke(ctx context.Context, req *invocation.Request) (*invocatio
 }
 
 // Begin implements invocation.Route.
-func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) bool {
+func (b *Bound) Begin(req *invocation.Request, done invocation.Completion) {
 	req.Binding = b.release
 	b.begun, b.done = time.Now(), done
-	return b.pool.begin(req, b)
+	b.pool.begin(req, b)
 }
 
 // Complete implements invocation.Completion for what Begin began: it counts and hands the outcome on.
-func (b *Bound) Complete(out *invocation.Outcome) {
-	if out != nil {
-		b.release.counters.end(b.root, time.Since(b.begun), out, nil)
-	}
-	b.done.Complete(out)
+func (b *Bound) Complete(out *invocation.Outcome, err error) {
+	b.release.counters.end(b.root, time.Since(b.begun), out, err)
+	b.done.Complete(out, err)
 }
+
+// Leave implements invocation.Route.
+func (b *Bound) Leave(req *invocation.Request, cause error) { b.pool.leave(req, cause) }
 
 // Close implements invocation.Route.
 func (b *Bound) Close() {

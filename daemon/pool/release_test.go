@@ -385,21 +385,22 @@ func TestCountersOutliveARelease(t *testing.T) {
 // beginner is a chainWorker whose invocations need no goroutine.
 type beginner struct {
 	*chainWorker
-	lost bool // the event never reaches the function
+	s *beginnerStarter
 }
 
-func (w *beginner) Begin(req *invocation.Request, done invocation.Completion) bool {
-	if w.lost {
-		done.Complete(nil)
+func (w *beginner) Begin(req *invocation.Request, done Done) bool {
+	if w.s.lost.Swap(false) {
+		done.Ended(nil)
+		w.Close("failure")
 	} else {
-		done.Complete(w.Invoke(req))
+		done.Ended(w.Invoke(req))
 	}
 	return true
 }
 
 type beginnerStarter struct {
 	chainStarter
-	lost bool
+	lost atomic.Bool // the next event never reaches the function
 }
 
 func (s *beginnerStarter) Start(ctx context.Context, req StartRequest) (Worker, error) {
@@ -407,39 +408,25 @@ func (s *beginnerStarter) Start(ctx context.Context, req StartRequest) (Worker, 
 	if err != nil {
 		return nil, err
 	}
-	return &beginner{chainWorker: w.(*chainWorker), lost: s.lost}, nil
+	return &beginner{chainWorker: w.(*chainWorker), s: s}, nil
 }
 
-type completion func(*invocation.Outcome)
-
-func (f completion) Complete(out *invocation.Outcome) { f(out) }
-
-// TestBegunInvocationsAreCounted: those without a goroutine count as the others do, but for one that never reached
-// the function, which is tried again.
+// TestBegunInvocationsAreCounted: those without a goroutine count as the others do, and once when an event
+// was given to a second instance.
 func TestBegunInvocationsAreCounted(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			m := newTestManager(&beginnerStarter{chainStarter: chainStarter{fail: func(*function.Version) bool { return true }}, lost: lost})
+			s := &beginnerStarter{chainStarter: chainStarter{fail: func(*function.Version) bool { return true }}}
+			s.lost.Store(lost)
+			m := newTestManager(s)
 			defer func() { m.Close(context.Background()) }()
 			activate(t, m, 1, version("a", 1, 1, 0))
-			b, err := m.Bind(testEnv, "a")
-			if err != nil {
-				t.Fatal(err)
+			h := begin(t, m, "a", "1")
+			<-h.done
+			if h.err != nil || h.text == "" {
+				t.Errorf("lost %v: %q, %v", lost, h.text, h.err)
 			}
-			told := 0
-			if !b.Begin(&invocation.Request{}, completion(func(out *invocation.Outcome) {
-				if told++; (out == nil) != lost {
-					t.Errorf("outcome %v", out)
-				}
-			})) || told != 1 {
-				t.Fatalf("begun and told %d times", told)
-			}
-			b.Close()
-			want := int64(1)
-			if lost {
-				want = 0
-			}
-			if c := m.Counters(testEnv, 1); c.Requests != want || c.Errors != want || c.Roots != want || c.RootErrors != want || c.Latency.Count() != want {
+			if c := m.Counters(testEnv, 1); c.Requests != 1 || c.Errors != 1 || c.Roots != 1 || c.RootErrors != 1 || c.Latency.Count() != 1 {
 				t.Errorf("lost %v: %d requests, %d errors", lost, c.Requests, c.Errors)
 			}
 		})

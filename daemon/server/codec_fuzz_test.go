@@ -23,7 +23,7 @@ import (
 )
 
 // recorder resolves every name, notes what it was asked and answers with the event. begin says whether
-// its routes take events without a wait.
+// that comes at once or from another goroutine.
 type recorder struct {
 	begin bool
 	mu    sync.Mutex
@@ -68,14 +68,16 @@ func (r *recorded) Invoke(_ context.Context, req *invocation.Request) (*invocati
 	return out, nil
 }
 
-func (r *recorded) Begin(req *invocation.Request, done invocation.Completion) bool {
-	if !r.r.begin || req.Tail {
-		return false
+func (r *recorded) Begin(req *invocation.Request, done invocation.Completion) {
+	out, err := r.Invoke(context.Background(), req)
+	if r.r.begin {
+		done.Complete(out, err)
+		return
 	}
-	out, _ := r.Invoke(context.Background(), req)
-	done.Complete(out)
-	return true
+	go done.Complete(out, err) // the connection waits for it
 }
+
+func (r *recorded) Leave(*invocation.Request, error) {}
 
 // made matches what the gateway makes anew for each request.
 var made = regexp.MustCompile(`(?i)root=1-[0-9a-f]{8}-[0-9a-f]{24}(;Parent=[0-9a-f]{16};Sampled=0)?`)
@@ -219,7 +221,7 @@ func FuzzCodec(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		wantAsked, want := play(t, data, false, false)
-		for name, begin := range map[string]bool{"begin": true, "wait": false} {
+		for name, begin := range map[string]bool{"at once": true, "later": false} {
 			asked, got := play(t, data, true, begin)
 			if d := cmp.Diff(wantAsked, asked); d != "" {
 				t.Errorf("%s: the gateway was asked (-net/http +codec):\n%s\n%q", name, d, data)

@@ -22,21 +22,26 @@ import (
 
 // script is a resolver whose routes do what its fields say.
 type script struct {
-	// begin takes the event at once; nil does not.
+	// begin takes the event; nil leaves it to invoke.
 	begin func(req *invocation.Request, done invocation.Completion)
-	// invoke waits; nil answers with the event.
+	// invoke runs on a goroutine of its own until it returns; Leave ends its context. nil answers with the
+	// event.
 	invoke func(ctx context.Context, req *invocation.Request) (*invocation.Outcome, error)
 }
 
 func (s *script) Resolve(_ context.Context, t gateway.Target) (invocation.Route, error) {
 	v := &function.Version{Key: function.Key{Function: t.Ref.Name}, Number: 7}
 	v.Config.Timeout = time.Minute
-	return &scripted{s, v}, nil
+	r := &scripted{s: s, v: v}
+	r.ctx, r.leave = context.WithCancelCause(context.Background())
+	return r, nil
 }
 
 type scripted struct {
-	s *script
-	v *function.Version
+	s     *script
+	v     *function.Version
+	ctx   context.Context
+	leave context.CancelCauseFunc
 }
 
 func (r *scripted) Version() *function.Version { return r.v }
@@ -50,13 +55,15 @@ func (r *scripted) Invoke(ctx context.Context, req *invocation.Request) (*invoca
 	return r.s.invoke(ctx, req)
 }
 
-func (r *scripted) Begin(req *invocation.Request, done invocation.Completion) bool {
-	if r.s.begin == nil {
-		return false
+func (r *scripted) Begin(req *invocation.Request, done invocation.Completion) {
+	if r.s.begin != nil {
+		r.s.begin(req, done)
+		return
 	}
-	r.s.begin(req, done)
-	return true
+	go func() { done.Complete(r.Invoke(r.ctx, req)) }() // the connection waits for it
 }
+
+func (r *scripted) Leave(_ *invocation.Request, cause error) { r.leave(cause) }
 
 // scene is a server on a listener of kind KindTCP whose functions follow a script.
 type scene struct {
@@ -161,7 +168,9 @@ type event struct {
 	done    invocation.Completion
 }
 
-func (e event) answer(payload string) { e.done.Complete(&invocation.Outcome{Payload: []byte(payload)}) }
+func (e event) answer(payload string) {
+	e.done.Complete(&invocation.Outcome{Payload: []byte(payload)}, nil)
+}
 
 func newLater() *later {
 	l := &later{events: make(chan event, 100)}
@@ -190,7 +199,7 @@ func TestAnswerComesFromAnotherGoroutine(t *testing.T) {
 		c.send(invokeText(fmt.Sprint(i)))
 		e := l.next(t)
 		freed := make(chan struct{})
-		e.done.Complete(&invocation.Outcome{Payload: []byte(`"` + e.payload + `"`), Free: func() { close(freed) }})
+		e.done.Complete(&invocation.Outcome{Payload: []byte(`"` + e.payload + `"`), Free: func() { close(freed) }}, nil)
 		if got := c.recv(); got.status != 200 || got.body != fmt.Sprintf(`"%d"`, i) {
 			t.Errorf("got %+v", got)
 		}
@@ -289,16 +298,6 @@ func TestClientThatLeavesTheQueue(t *testing.T) {
 	}
 }
 
-// TestUndeliveredEventIsTriedAgain on another instance, by the way that may wait.
-func TestUndeliveredEventIsTriedAgain(t *testing.T) {
-	s := &script{begin: func(_ *invocation.Request, done invocation.Completion) { done.Complete(nil) }}
-	c := perform(t, s, nil).dial()
-	c.send(invokeText(`"again"`))
-	if got := c.recv(); got.status != 200 || got.body != `"again"` {
-		t.Errorf("got %+v", got)
-	}
-}
-
 // TestClientThatDoesNotRead must not hold up whoever has the answer.
 func TestClientThatDoesNotRead(t *testing.T) {
 	l := newLater()
@@ -308,7 +307,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	e := l.next(t)
 	freed := make(chan struct{})
 	begun := time.Now()
-	e.done.Complete(&invocation.Outcome{Payload: []byte(large), Free: func() { close(freed) }})
+	e.done.Complete(&invocation.Outcome{Payload: []byte(large), Free: func() { close(freed) }}, nil)
 	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("the answer took %s", took)
 	}
@@ -506,13 +505,7 @@ func TestPanicsEndTheirConnectionOnly(t *testing.T) {
 			if boom(req) {
 				panic("a bug")
 			}
-			done.Complete(&invocation.Outcome{Payload: req.Payload})
-		}},
-		"invoke": {invoke: func(_ context.Context, req *invocation.Request) (*invocation.Outcome, error) {
-			if boom(req) {
-				panic("a bug")
-			}
-			return &invocation.Outcome{Payload: req.Payload}, nil
+			done.Complete(&invocation.Outcome{Payload: req.Payload}, nil)
 		}},
 		"answer": {begin: func(req *invocation.Request, done invocation.Completion) {
 			var wg sync.WaitGroup
@@ -521,7 +514,7 @@ func TestPanicsEndTheirConnectionOnly(t *testing.T) {
 				if boom(req) {
 					out.Free = func() { panic("a bug") }
 				}
-				done.Complete(out)
+				done.Complete(out, nil)
 			})
 			wg.Wait()
 		}},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"lfx.dev/lfxd/daemon/gateway"
+	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/internal/http1"
 	"lfx.dev/lfxd/internal/nbwrite"
 )
@@ -58,6 +59,8 @@ type conn struct {
 	// begun is when the first byte of an incomplete head was seen; armed says that a read deadline is set.
 	begun time.Time
 	armed bool
+	// gone says that the client sends no more, asked that leave was called for this request.
+	gone, asked bool
 
 	// turn wakes the goroutine where it waits for the end of the request without reading; capacity 1.
 	turn chan struct{}
@@ -70,12 +73,10 @@ type conn struct {
 	fresh    bool // nothing was asked yet
 	end      bool // close after the answer
 	dead     bool // close now
-	gone     bool // the client sends no more
 	waiting  bool // the goroutine waits for turn
 	kicked   bool // somebody else set the read deadline
 	rest     *rest
-	cancel   context.CancelFunc // of a request that waits for an instance
-	out      []byte             // for heads of answers
+	out      []byte // for heads of answers
 	nb       nbwrite.Writer
 }
 
@@ -123,6 +124,9 @@ func (c *conn) await() error {
 			r := c.rest
 			c.mu.Unlock()
 			c.writeRest(r)
+		case c.busy && !c.asked && (c.gone || c.l.server.opts.BaseContext.Err() != nil):
+			c.mu.Unlock()
+			c.leave()
 		case c.busy && (c.gone || c.r < c.w || c.w == len(c.buf)):
 			c.waiting = true
 			c.mu.Unlock()
@@ -134,7 +138,7 @@ func (c *conn) await() error {
 				err = c.readMore()
 			}
 			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				c.leave()
+				c.gone = true
 			}
 		default:
 			over := c.dead || c.end
@@ -147,16 +151,15 @@ func (c *conn) await() error {
 	}
 }
 
-// leave notes that the client sends no more. Its request leaves the queue, if it is in one; one that runs
-// goes on, and its answer is written: the client may have closed only its side.
+// leave takes the request out of the queue, if it is in one: the client sends no more, or the daemon shuts
+// down. A request that runs goes on, and its answer is written: the client may have closed only its side.
 func (c *conn) leave() {
-	c.mu.Lock()
-	c.gone = true
-	cancel := c.cancel
-	c.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	c.asked = true
+	cause := error(context.Canceled)
+	if !c.gone {
+		cause = &invocation.UnavailableError{Err: context.Cause(c.l.server.opts.BaseContext)}
 	}
+	c.call.Leave(cause)
 }
 
 // readHead reads up to the end of a head, parses it and returns its length. Nothing is consumed yet.
@@ -308,6 +311,7 @@ func (c *conn) process() {
 	} else {
 		c.call.Body, c.left = c, h.Length
 	}
+	c.asked = false
 	c.mu.Lock()
 	c.busy, c.fresh, c.end = true, false, h.Close
 	c.mu.Unlock()
@@ -406,7 +410,7 @@ func (c *conn) writeRest(r *rest) {
 
 // finishLocked ends the current request: its answer is written, or cannot be.
 func (c *conn) finishLocked(now time.Time, err error) {
-	c.busy, c.cancel, c.answered = false, nil, now
+	c.busy, c.answered = false, now
 	c.dead = c.dead || err != nil
 	if cap(c.out) > maxKeptHead {
 		c.out = nil
@@ -438,28 +442,20 @@ func (c *conn) Drop() {
 	c.finishLocked(time.Now(), nil)
 }
 
-// Wait implements gateway.Reply.
-func (c *conn) Wait(call *gateway.Call) {
-	ctx, cancel := context.WithCancel(c.l.server.opts.BaseContext)
-	c.mu.Lock()
-	gone := c.gone
-	c.cancel = cancel
-	c.mu.Unlock()
-	if gone {
-		cancel()
-	}
-	c.l.group.Go(func() { // the connection's goroutine, which the group counts, waits for the answer
-		defer cancel()
-		defer c.recovered()
-		call.Wait(ctx)
-	})
-}
-
 // retire ends the connection as soon as it has no request: the listener is closing.
 func (c *conn) retire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.busy {
+		c.wake()
+	}
+}
+
+// hurry makes the connection's goroutine look at the base context, which has ended.
+func (c *conn) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy {
 		c.wake()
 	}
 }

@@ -27,15 +27,16 @@ type Served struct {
 	handoff        *handoff
 	slots          chan struct{} // one for each connection
 	closing        atomic.Bool
-	// group counts the codec's connections, and what waits for an instance on their behalf.
-	group sync.WaitGroup
+	group          sync.WaitGroup // counts the codec's connections
+	// forget ends the watch of the base context.
+	forget func() bool
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
 }
 
 func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *Served {
-	return &Served{
+	v := &Served{
 		server: s, listener: l, fn: fn, checked: checksHost(kind), codec: grants[kind][AccessInvoke],
 		http: &http.Server{
 			Handler:           s.handler(kind, fn),
@@ -48,6 +49,17 @@ func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *S
 		handoff: &handoff{conns: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()},
 		slots:   make(chan struct{}, maxConnections),
 		conns:   map[*conn]struct{}{},
+	}
+	v.forget = context.AfterFunc(s.opts.BaseContext, v.hurry)
+	return v
+}
+
+// hurry tells the connections that the base context has ended: their requests leave the queues.
+func (v *Served) hurry() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for c := range v.conns {
+		c.hurry()
 	}
 }
 
@@ -200,6 +212,7 @@ func (v *Served) finish(ctx context.Context) {
 	if err != nil {
 		v.http.Close() //nolint:errcheck // nothing is left to do
 	}
+	v.forget()
 }
 
 // cut closes the codec's connections.

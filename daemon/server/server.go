@@ -3,6 +3,9 @@
 // Every listener has a Kind; every route has the Access it needs; a request that no route allows is
 // refused (default deny). The Invoke API itself is the gateway's; the control API's handlers are here
 // and turn requests into calls of a Backend.
+//
+// Connections begin with a codec of our own (conn), which answers plain Invoke requests without a goroutine
+// that waits for the function; net/http goes on where anything else comes.
 package server
 
 import (
@@ -103,6 +106,7 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
+		v.forget()
 		l.Close() //nolint:errcheck // nothing was served
 		return nil, net.ErrClosed
 	}

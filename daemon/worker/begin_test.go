@@ -22,7 +22,7 @@ func newCompletion(t testing.TB) *completion {
 	return &completion{t: t, out: make(chan *invocation.Outcome, 2)}
 }
 
-func (c *completion) Complete(out *invocation.Outcome) {
+func (c *completion) Ended(out *invocation.Outcome) {
 	if c.times.Add(1) > 1 {
 		c.t.Error("an invocation was completed twice")
 	}

@@ -183,7 +183,7 @@ type run struct {
 	done     atomic.Bool
 	tail     *logs.Tail
 	// completion takes the outcome of Begin, ended the end of an invocation that Invoke waits for.
-	completion invocation.Completion
+	completion pool.Done
 	ended      chan ending
 	// due is when tick has to look: the deadline, and after the answer when the runtime must be back.
 	// In nanoseconds after start.
@@ -527,7 +527,7 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 
 // Begin implements pool.Beginner: the goroutine that reads the runtime's answer carries the invocation to
 // its end. A log tail is for Invoke, because it waits for what the function printed.
-func (w *Worker) Begin(req *invocation.Request, done invocation.Completion) bool {
+func (w *Worker) Begin(req *invocation.Request, done pool.Done) bool {
 	if req.Tail || !w.api.Idle() {
 		return false
 	}
@@ -607,7 +607,7 @@ func (w *Worker) conclude(r *run, res *rapi.Result, err error) *invocation.Outco
 		w.settleRun(r, out)
 	}
 	if r.completion != nil {
-		r.completion.Complete(out)
+		r.completion.Ended(out)
 	}
 	w.gate.Unlock()
 	if out == nil || r.status != logs.StatusSuccess {

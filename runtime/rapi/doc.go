@@ -27,8 +27,8 @@
 //
 // One goroutine per connection reads requests with a small HTTP/1.1 codec of our own. While its
 // next is parked, the goroutine stays blocked in Read, which also notices a runtime that goes away;
-// the goroutine that calls Invoke writes the event to the socket itself. Answers are handed to the
-// invoker before the runtime gets its 202.
+// the goroutine that calls Start writes the event to the socket itself. The goroutine that has read an
+// answer reports it to the invocation's Completion before the runtime gets its 202: the client comes first.
 //
 // What the codec does not plainly recognise (another path, Expect, Upgrade, HTTP/1.0, a query,
 // a repeated Content-Length, a head above 64 KiB) is handed to net/http together with the

@@ -12,7 +12,7 @@ import (
 )
 
 // Options say how a Server is made. Callbacks run on a connection's goroutine without any lock held;
-// they must not block, nor call Invoke, WaitIdle or Close.
+// they must not block, nor call Invoke, WaitIdle or Close. OnIdle may call Start.
 type Options struct {
 	// Listener is where the instance reaches its Runtime API; the Server closes it.
 	Listener net.Listener
@@ -25,8 +25,8 @@ type Options struct {
 	MaxConns int
 	// OnReady is called once, when the runtime asked for its first next and before it gets an event.
 	OnReady func()
-	// OnIdle is called when the runtime is back in next after an answer and no Invoke waits for it. That
-	// can be before the Invoke that got the answer has returned; a new Invoke is allowed all the same.
+	// OnIdle is called when the runtime is back in next after an answer and no event waits for it. That
+	// can be before the Invoke that got the answer has returned; a new event is welcome all the same.
 	OnIdle func()
 	// OnInitError is called once, when the runtime posted init/error and before it gets its 202.
 	OnInitError func(*RuntimeError)
