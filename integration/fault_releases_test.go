@@ -130,6 +130,9 @@ func TestDaemonKilledAtEveryStepOfASwitch(t *testing.T) {
 		})
 	}
 	t.Run("canary of a deploy", func(t *testing.T) { f.in(t).killedInCanaryDeploy(t, dir, change) })
+	if f.standing(t).Canary != 0 {
+		f.mustRun(t, "abort")
+	}
 	f.removeAll(empty)
 }
 

@@ -300,3 +300,50 @@ func TestStopWithFiftyWarmInstances(t *testing.T) {
 		t.Errorf("after the restart: %+v", r.seen)
 	}
 }
+
+// TestScaleToZero: an instance that nobody calls for idle_timeout goes, those of min stay, and the next call is served
+// by a new one.
+func TestScaleToZero(t *testing.T) {
+	reconfigure(t, "idle_timeout = \"5m\"", "idle_timeout = \"2s\"")
+	c := newChain(t, "zero", "seldom timeout: 10s; memory: 128MiB; cpu: 0.5", "always timeout: 10s; memory: 128MiB; cpu: 0.5; concurrency: {min: 1, max: 3}")
+	c.deploy()
+	first, warm := ask(t, "seldom", event{}), ask(t, "always", event{})
+	wait := bound(t, c.environment(), "always", event{Sleep: 1500})
+	other := ask(t, "always", event{}) // a second instance beside the busy one
+	wait()
+	awaitInstances(t, c.environment(), "", func(all []api.InstanceInfo) error {
+		if len(all) != 1 || all[0].Key.Function != "always" {
+			return fmt.Errorf("want one instance, of always: %+v", all)
+		}
+		return nil
+	})
+	if other.Instance == warm.Instance {
+		t.Errorf("both were served by %s", warm.Instance)
+	}
+	if r := ask(t, "seldom", event{}); r.Instance == first.Instance || r.N != 1 {
+		t.Errorf("after it had gone: %+v", r.seen)
+	}
+}
+
+// reconfigure restarts the daemon with another line in its configuration, until the test ends.
+func reconfigure(t *testing.T, old, new string) {
+	t.Helper()
+	plain := d.toml()
+	if !strings.Contains(plain, old) {
+		t.Fatalf("the configuration has no %q", old)
+	}
+	change := func(text string) {
+		t.Helper()
+		if err := d.signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(strings.Replace(plain, old, new, 1))
+	t.Cleanup(func() { change(plain) })
+}
