@@ -56,14 +56,14 @@ unit: ## unit tests with the race detector
 	go test -race -timeout 20m ./...
 
 .PHONY: integration
-integration: ## black-box tests with the real engine (as root)
-	go test -tags integration -p 1 -count=1 -timeout 40m ./integration/...
+integration: ## black-box tests with the real engine, hostile functions and a sample of the faults (as root)
+	go test -tags 'integration faults' -p 1 -count=1 -timeout 40m ./integration/...
 
 .PHONY: test-faults
-test-faults: ## hostile functions, and faults of every part, with the real engine (as root, 8 min)
+test-faults: ## the black-box tests with every fault of every part (as root, 25 min)
 	@sh contrib/deps.sh build test
 	@$(MAKE) -s engine build images examples
-	go test -tags 'integration faults' -count=1 -timeout 40m ./integration/
+	LFX_FAULTS=full go test -tags 'integration faults' -count=1 -timeout 60m ./integration/
 
 .PHONY: test-load
 test-load: ## a minute of steady load over 20 deploys and 5 rollbacks, and the same with kills (as root, 5 min)

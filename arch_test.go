@@ -44,7 +44,7 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/judge", "daemon/function daemon/histogram", "decides about canaries by figures; who counts and who acts it reaches as interfaces"},
 	{"daemon/logs", "daemon/api daemon/function", "an entry is the same on disk and on the wire"},
 	{"daemon/manifest", "daemon/function", "a manifest becomes function specs"},
-	{"daemon/metrics", "daemon/function daemon/invocation", "counts calls by what the gateway tells of them"},
+	{"daemon/metrics", "daemon/function daemon/histogram daemon/invocation", "counts calls by what the gateway tells of them, and writes the judge's histograms"},
 	{"daemon/pool", "daemon/function daemon/histogram daemon/invocation daemon/pool/policy", "decides which instance serves, policy how long one is kept, and counts; makes none itself (pool.Starter)"},
 	{"daemon/records", "daemon/api daemon/function daemon/invocation", "remembers calls, and answers in the wire form"},
 	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation internal/http1 internal/nbwrite", "one route table for both APIs, so it holds the gateway; the codec of Invoke"},

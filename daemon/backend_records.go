@@ -96,8 +96,17 @@ func (b *backend) figures() metrics.State {
 	m := b.pools.Memory()
 	st.MemoryBudget, st.MemoryUsed = m.Budget<<20, m.Used<<20
 	st.MemoryReserved, st.MemoryReservable = m.Reserved<<20, m.Reservable<<20
+	type version struct {
+		function.Key
+		number int
+	}
+	spares := map[version]int{}
+	for _, sp := range b.starter.Spares() {
+		spares[version{sp.Version.Key, sp.Version.Number}]++
+	}
 	for _, p := range b.pools.Pools() {
 		states, queued := p.States()
+		states["spare"] = spares[version{p.Version().Key, p.Version().Number}]
 		st.Pools = append(st.Pools, metrics.Pool{Key: p.Version().Key, Version: p.Version().Number, States: states, Queued: queued})
 	}
 	view := b.store.View()
@@ -110,8 +119,10 @@ func (b *backend) figures() metrics.State {
 	for _, r := range b.Releases(function.Environment{}) {
 		switch r.Status {
 		case api.StateActive, api.StateCanary, api.StateDraining:
+			n := b.pools.Counters(r.Environment, r.Number)
 			st.Releases = append(st.Releases, metrics.Release{
 				Environment: r.Environment, Number: r.Number, Status: r.Status, Percent: r.Percent, InFlight: r.InFlight,
+				Roots: n.Roots, RootErrors: n.RootErrors, Latency: n.Latency,
 			})
 		}
 	}

@@ -18,11 +18,12 @@ import (
 	"lfx.dev/lfxd/daemon/config"
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/metrics"
+	"lfx.dev/lfxd/daemon/worker"
 )
 
 // backend is the control API's view of the world.
 func (w *world) backend() *backend {
-	return &backend{opts: Options{Version: "1.2.3"}, cfg: config.Default(), store: w.store, pools: w.pools, metrics: w.metrics, records: w.records}
+	return &backend{opts: Options{Version: "1.2.3"}, cfg: config.Default(), store: w.store, pools: w.pools, metrics: w.metrics, records: w.records, starter: worker.NewStarter(worker.Options{})}
 }
 
 func (w *world) figures() string {
@@ -83,6 +84,11 @@ func TestCallsHaveFiguresAndRecords(t *testing.T) {
 		`lfx_requests_unresolved_total{error="ResourceNotFoundException"} 1`,
 		`lfx_memory_budget_bytes 1073741824`,
 		`lfx_release_active{project="shop",environment="default"} 1`,
+		`lfx_release_traffic_percent{project="shop",environment="default",release="1",status="active"} 100`,
+		`lfx_release_root_requests_total{project="shop",environment="default",release="1"} 4`,
+		`lfx_release_root_errors_total{project="shop",environment="default",release="1"} 0`,
+		`lfx_release_latency_seconds_count{project="shop",environment="default",release="1"} 4`,
+		`lfx_instances{`+fn+`,version="1",state="spare"} 0`,
 		`lfx_build_info{version="1.2.3",go="`+runtime.Version()+`"} 1`,
 	)
 }

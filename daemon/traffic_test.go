@@ -24,6 +24,7 @@ import (
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/judge"
 	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/daemon/worker"
 	"lfx.dev/lfxd/internal/tmpdir"
 	"lfx.dev/lfxd/runtime/image"
 )
@@ -69,7 +70,7 @@ func newTraffic(t testing.TB) *traffic {
 	t.Cleanup(func() { cancel(nil) })
 	w2 := &traffic{world: w, images: &heldImages{lost: map[string]bool{}}}
 	log := slog.New(slog.DiscardHandler)
-	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser}
+	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser, starter: worker.NewStarter(worker.Options{})}
 	d.deployer = deploy.New(deploy.Options{Store: w.store, Images: w2.images, Releases: w.releaser, Dir: tmpdir.New(t), RegistryHost: "localhost", Keep: 10, WarmTimeout: time.Minute, Log: log})
 	w2.api = (*backend)(d)
 	return w2

@@ -151,7 +151,7 @@ func TestFailuresReachTheClientAsOnLambda(t *testing.T) {
 	})
 	t.Run("report", func(t *testing.T) {
 		log := tail(t, post(t, invokeURL("f"), `{"how":"sleep"}`, "X-Amz-Log-Type", "Tail"))
-		re := regexp.MustCompile(`REPORT RequestId: \S+\tDuration: ` + fmt.Sprint(slow(2)) + `000.00 ms\tBilled Duration: \d+ ms\tMemory Size: 128 MB\tMax Memory Used: \d+ MB.*\tStatus: timeout\n`)
+		re := regexp.MustCompile(`REPORT RequestId: \S+\tDuration: ` + fmt.Sprint(slow(2)) + `000.00 ms\tBilled Duration: \d+ ms\tMemory Size: 128 MB\tMax Memory Used: \d+ MB.*\tStatus: timeout(\tQueue: [^\n]+)?\n`)
 		if !re.MatchString(log) {
 			t.Errorf("log:\n%s", log)
 		}

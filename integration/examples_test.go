@@ -175,7 +175,7 @@ func testGoSDK(t *testing.T) {
 			t.Errorf("invoke %s: payload %s, log %q", name, out.Payload, log)
 		}
 	}
-	for qualifier, ok := range map[string]bool{"1": true, "$LATEST": true, "r1": true, "2": false, "r2": false, "live": false} {
+	for qualifier, ok := range map[string]bool{"1": true, "$LATEST": true, "r1": true, "2": false, "r2": false, "live": true, "previous": false, "nope": false} {
 		_, err := c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("hello-go"), Qualifier: &qualifier})
 		if (err == nil) != ok {
 			t.Errorf("qualifier %s: %v", qualifier, err)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -43,6 +44,20 @@ type faultConfig struct {
 	functions string // more keys of the table [functions]
 	// volumes are mounted in the state directory before the first start: folder → size.
 	volumes map[string]string
+}
+
+// sample is a part of all cases, chosen anew each time, or all of them with LFX_FAULTS=full (make test-faults).
+func sample[T any](all []T, n int) []T {
+	if os.Getenv("LFX_FAULTS") == "full" || n >= len(all) {
+		return all
+	}
+	chosen := rand.Perm(len(all))[:n]
+	slices.Sort(chosen)
+	some := make([]T, n)
+	for i, c := range chosen {
+		some[i] = all[c]
+	}
+	return some
 }
 
 // newFaultDaemon builds and starts one; it is taken down when the test ends, and must leave nothing.

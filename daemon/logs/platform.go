@@ -50,6 +50,15 @@ type ReportFields struct {
 	Status                Status
 	// ErrorType belongs to StatusError, for example "Runtime.ExitError".
 	ErrorType string
+	// Phases say where the time of a cold call went; they are fields of our own behind those of AWS, and only
+	// the first invocation of an instance has them.
+	Phases []PhaseTime
+}
+
+// PhaseTime is one phase of a cold call for REPORT; Name as it stands there, for example "Queue".
+type PhaseTime struct {
+	Name string
+	Took time.Duration
 }
 
 // Report is the last line of an invocation. Billed is the sum of the two durations as they are
@@ -73,10 +82,16 @@ func Report(f ReportFields) string {
 	if f.Init != nil {
 		b = appendMilliseconds(append(b, "\tInit Duration: "...), *f.Init)
 	}
-	if f.Status == StatusSuccess {
-		return string(append(b, '\t'))
+	if f.Status != StatusSuccess {
+		b = append(b, status(f.Status, f.ErrorType)...)
 	}
-	return string(append(b, status(f.Status, f.ErrorType)...))
+	for _, p := range f.Phases {
+		b = appendMilliseconds(append(append(append(b, '\t'), p.Name...), ": "...), p.Took)
+	}
+	if f.Status == StatusSuccess {
+		b = append(b, '\t')
+	}
+	return string(b)
 }
 
 // InitReport is the line about an init that failed or took too long; a healthy one has none.

@@ -43,9 +43,9 @@ var (
 	coldStarts       = &family{"lfx_cold_starts_total", counter, ofFunction, "Invocations that were the first of their instance."}
 	starts           = &family{"lfx_instance_starts_total", counter, with(ofFunction, "result"), "Starts of instances by result: ok or failed. One whose initialisation was repeated inside an invocation is one start."}
 	startTime        = &family{"lfx_instance_start_seconds", hist, ofFunction, "How long a start took until the runtime asked for its first event."}
-	startPhases      = &family{"lfx_instance_start_phase_seconds", hist, with(ofFunction, "phase"), "The phases of starts: turn (the wait for one), files, container (with the snapshot), create, network, check, start and init; of a spare that was taken start and init, and as ahead what was done before anybody waited."}
+	startPhases      = &family{"lfx_instance_start_phase_seconds", hist, with(ofFunction, "phase"), "The phases of starts: turn (waiting for its turn), files, container, create, network, check, start and init; of a start that took a spare: ahead (what was done before), start and init."}
 	ends             = &family{"lfx_instance_ends_total", counter, with(ofFunction, "reason"), "Instances that take no more work, by reason: idle (no work for too long), room (evicted for others), memory (the budget is nearly used up, or the host is short), release (no release needs the version) or failed (exited, timed out or reset)."}
-	instances        = &family{"lfx_instances", gauge, with(ofVersion, "state"), "Instances now, by state: starting, spare (created ahead, has run no code of the function), busy, idle, frozen (idle and stopped) or stopping."}
+	instances        = &family{"lfx_instances", gauge, with(ofVersion, "state"), "Instances now, by state: spare (created ahead, has run no code of the function), starting, busy, idle, frozen (idle and stopped) or stopping."}
 	queueLength      = &family{"lfx_queue_length", gauge, ofVersion, "Requests that wait for an instance now."}
 	memoryBudget     = &family{"lfx_memory_budget_bytes", gauge, nil, "What all instances together may use (functions.memory_budget); 0 without a bound."}
 	memoryUsed       = &family{"lfx_memory_used_bytes", gauge, nil, "What they use, as last read; 0 where it cannot be read."}
@@ -54,6 +54,9 @@ var (
 	active           = &family{"lfx_release_active", gauge, ofEnvironment, "The number of the active release; 0 when none is."}
 	traffic          = &family{"lfx_release_traffic_percent", gauge, with(ofRelease, "status"), "The share of requests that a release gets; that of a canary has status canary."}
 	inFlight         = &family{"lfx_release_requests_in_flight", gauge, ofRelease, "Requests that are bound to a release now, at any depth of nested calls."}
+	roots            = &family{"lfx_release_root_requests_total", counter, ofRelease, "Requests that no other invocation made and that ran what a live release has: what a canary is judged by."}
+	rootErrors       = &family{"lfx_release_root_errors_total", counter, ofRelease, "Those of them that ended in an error of the function or of the platform."}
+	rootLatency      = &family{"lfx_release_latency_seconds", hist, ofRelease, "How long they took, the wait for an instance included. The sum is up to 7 % too large, because it is made from buckets."}
 	deploys          = &family{"lfx_deploys_total", counter, []string{"result"}, "Deploys by result: released, unchanged, planned, failed or cancelled."}
 	deployTime       = &family{"lfx_deploy_seconds", hist, nil, "How long deploys took, their builds included."}
 	builds           = &family{"lfx_builds_total", counter, []string{"result"}, "Builds of functions by result: ok (also from the cache), failed or cancelled."}
@@ -71,6 +74,6 @@ var (
 var families = []*family{
 	requests, unresolved, requestSize, responseSize, duration, added, queueWait, throttles, coldStarts,
 	starts, startTime, startPhases, ends, instances, queueLength, memoryBudget, memoryUsed, memoryReserved, memoryReservable,
-	active, traffic, inFlight, deploys, deployTime, builds, buildTime,
+	active, traffic, inFlight, roots, rootErrors, rootLatency, deploys, deployTime, builds, buildTime,
 	buildInfo, goroutines, heapBytes, gcCycles, cpuSeconds, residentSize, openFiles, startedAt,
 }

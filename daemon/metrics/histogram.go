@@ -3,6 +3,8 @@ package metrics
 import (
 	"sync/atomic"
 	"time"
+
+	histograms "lfx.dev/lfxd/daemon/histogram"
 )
 
 // Upper bounds of the buckets of durations.
@@ -34,11 +36,26 @@ func newHistogram(bounds []time.Duration) *histogram {
 	return &histogram{bounds: bounds, counts: make([]atomic.Int64, len(bounds)+1)}
 }
 
-func (h *histogram) observe(d time.Duration) {
+// fromSnapshot counts what a finer histogram has, each of its buckets as the largest duration in it.
+func fromSnapshot(s *histograms.Snapshot) *histogram {
+	h := newHistogram(coarseBuckets)
+	s.Buckets(func(upper time.Duration, count int64) {
+		h.counts[h.bucket(upper)].Add(count)
+		h.sum.Add(int64(upper) * count)
+	})
+	return h
+}
+
+// bucket is the index of the bucket that d belongs to.
+func (h *histogram) bucket(d time.Duration) int {
 	i := 0
 	for i < len(h.bounds) && d > h.bounds[i] {
 		i++
 	}
-	h.counts[i].Add(1)
+	return i
+}
+
+func (h *histogram) observe(d time.Duration) {
+	h.counts[h.bucket(d)].Add(1)
 	h.sum.Add(int64(d))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"lfx.dev/lfxd/daemon/function"
+	histograms "lfx.dev/lfxd/daemon/histogram"
 	"lfx.dev/lfxd/daemon/invocation"
 )
 
@@ -150,6 +151,9 @@ func TestInstancesAreCounted(t *testing.T) {
 	for _, reason := range []string{"idle", "room", "idle"} {
 		r.Ended(f, reason)
 	}
+	var took histograms.Histogram
+	took.Record(3 * time.Millisecond)
+	took.Record(time.Hour)
 	got := scrape(t, r, State{
 		Version: "1.2.3", MemoryUsed: 5 << 20, MemoryBudget: 10 << 20, MemoryReserved: 7 << 20, MemoryReservable: 20 << 20,
 		Pools: []Pool{
@@ -158,32 +162,39 @@ func TestInstancesAreCounted(t *testing.T) {
 		},
 		Active: map[function.Environment]int{shop: 7, {Project: "shop", Name: "staging"}: 0},
 		Releases: []Release{
-			{Environment: shop, Number: 8, Status: "canary", Percent: 12.5, InFlight: 2},
+			{Environment: shop, Number: 8, Status: "canary", Percent: 12.5, InFlight: 2, Roots: 2, RootErrors: 1, Latency: took.Snapshot()},
 			{Environment: shop, Number: 7, Status: "active", Percent: 87.5, InFlight: 9},
 		},
 	})
 	const fn = "project=shop,environment=default,function=f"
 	wantSamples(t, got, map[string]float64{
-		"lfx_instance_starts_total{" + fn + ",result=ok}":                                       2,
-		"lfx_instance_starts_total{" + fn + ",result=failed}":                                   1,
-		"lfx_instance_start_seconds_count{" + fn + "}":                                          2,
-		"lfx_instance_start_seconds_sum{" + fn + "}":                                            0.1,
-		"lfx_instance_start_phase_seconds_sum{" + fn + ",phase=network}":                        0.03,
-		"lfx_instance_start_phase_seconds_count{" + fn + ",phase=init}":                         1,
-		"lfx_instance_ends_total{" + fn + ",reason=idle}":                                       2,
-		"lfx_instance_ends_total{" + fn + ",reason=room}":                                       1,
-		"lfx_instances{" + fn + ",version=1,state=frozen}":                                      4,
-		"lfx_instances{" + fn + ",version=2,state=busy}":                                        1,
-		"lfx_queue_length{" + fn + ",version=2}":                                                3,
-		"lfx_memory_used_bytes{}":                                                               5 << 20,
-		"lfx_memory_budget_bytes{}":                                                             10 << 20,
-		"lfx_memory_reserved_bytes{}":                                                           7 << 20,
-		"lfx_memory_reservable_bytes{}":                                                         20 << 20,
-		"lfx_release_active{project=shop,environment=default}":                                  7,
-		"lfx_release_active{project=shop,environment=staging}":                                  0,
-		"lfx_release_traffic_percent{project=shop,environment=default,release=8,status=canary}": 12.5,
-		"lfx_release_requests_in_flight{project=shop,environment=default,release=7}":            9,
-		"lfx_build_info{version=1.2.3,go=" + runtime.Version() + "}":                            1,
+		"lfx_instance_starts_total{" + fn + ",result=ok}":                                          2,
+		"lfx_instance_starts_total{" + fn + ",result=failed}":                                      1,
+		"lfx_instance_start_seconds_count{" + fn + "}":                                             2,
+		"lfx_instance_start_seconds_sum{" + fn + "}":                                               0.1,
+		"lfx_instance_start_phase_seconds_sum{" + fn + ",phase=network}":                           0.03,
+		"lfx_instance_start_phase_seconds_count{" + fn + ",phase=init}":                            1,
+		"lfx_instance_ends_total{" + fn + ",reason=idle}":                                          2,
+		"lfx_instance_ends_total{" + fn + ",reason=room}":                                          1,
+		"lfx_instances{" + fn + ",version=1,state=frozen}":                                         4,
+		"lfx_instances{" + fn + ",version=2,state=busy}":                                           1,
+		"lfx_queue_length{" + fn + ",version=2}":                                                   3,
+		"lfx_memory_used_bytes{}":                                                                  5 << 20,
+		"lfx_memory_budget_bytes{}":                                                                10 << 20,
+		"lfx_memory_reserved_bytes{}":                                                              7 << 20,
+		"lfx_memory_reservable_bytes{}":                                                            20 << 20,
+		"lfx_release_active{project=shop,environment=default}":                                     7,
+		"lfx_release_active{project=shop,environment=staging}":                                     0,
+		"lfx_release_root_requests_total{project=shop,environment=default,release=8}":              2,
+		"lfx_release_root_errors_total{project=shop,environment=default,release=8}":                1,
+		"lfx_release_root_requests_total{project=shop,environment=default,release=7}":              0,
+		"lfx_release_latency_seconds_count{project=shop,environment=default,release=8}":            2,
+		"lfx_release_latency_seconds_bucket{project=shop,environment=default,release=8} le=0.0025": 0,
+		"lfx_release_latency_seconds_bucket{project=shop,environment=default,release=8} le=0.005":  1,
+		"lfx_release_latency_seconds_bucket{project=shop,environment=default,release=8} le=900":    1,
+		"lfx_release_traffic_percent{project=shop,environment=default,release=8,status=canary}":    12.5,
+		"lfx_release_requests_in_flight{project=shop,environment=default,release=7}":               9,
+		"lfx_build_info{version=1.2.3,go=" + runtime.Version() + "}":                               1,
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lfx.dev/lfxd/daemon/function"
+	histograms "lfx.dev/lfxd/daemon/histogram"
 	"lfx.dev/lfxd/daemon/invocation"
 )
 
@@ -49,6 +50,9 @@ type Release struct {
 	Status   string
 	Percent  float64
 	InFlight int64
+	// Roots, RootErrors and Latency are what the judge of canaries reads, since lfxd was started.
+	Roots, RootErrors int64
+	Latency           histograms.Snapshot
 }
 
 // Write writes all figures in Prometheus' text format, version 0.0.4. The error is w's.
@@ -183,6 +187,19 @@ func writeState(t *text, st State) {
 	t.begin(inFlight)
 	for _, rel := range releases {
 		t.integer(rel.InFlight, rel.Project, rel.Name, strconv.Itoa(rel.Number))
+	}
+	t.begin(roots)
+	for _, rel := range releases {
+		t.integer(rel.Roots, rel.Project, rel.Name, strconv.Itoa(rel.Number))
+	}
+	t.begin(rootErrors)
+	for _, rel := range releases {
+		t.integer(rel.RootErrors, rel.Project, rel.Name, strconv.Itoa(rel.Number))
+	}
+	t.begin(rootLatency)
+	for i := range releases {
+		rel := &releases[i]
+		t.histogram(fromSnapshot(&rel.Latency), rel.Project, rel.Name, strconv.Itoa(rel.Number))
 	}
 }
 

@@ -70,7 +70,7 @@ func TestBegin(t *testing.T) {
 		w.await("idle", w.idle)
 		rest := "\t"
 		if i == 0 {
-			rest = withInit + "\t"
+			rest = withInit + phases + "\t"
 		}
 		want = append(want, story(id, rest, "out|"+id+"|2|line of "+id)...)
 	}

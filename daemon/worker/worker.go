@@ -650,6 +650,23 @@ func (w *Worker) note(r *run) {
 	}
 }
 
+// reported lists the phases of a cold call for its REPORT line: the wait for the instance, where the time of its
+// start went, and the handler. A spare has "Ahead" for what was done before anybody waited.
+func (w *Worker) reported(r *run) []logs.PhaseTime {
+	out := []logs.PhaseTime{{Name: "Queue", Took: max(r.start.Sub(r.req.Trace.Queued), 0)}}
+	if r.req.Trace.Queued.IsZero() {
+		out[0].Took = 0 // the instance was started ahead and had no work before
+	}
+	for _, p := range []struct{ name, phase string }{
+		{"Ahead", "ahead"}, {"Network", "network"}, {"Create", "create"}, {"Start", "start"}, {"Init", "init"},
+	} {
+		if took, ok := w.phases[p.phase]; ok && (took > 0 || p.name != "Ahead") {
+			out = append(out, logs.PhaseTime{Name: p.name, Took: took})
+		}
+	}
+	return append(out, logs.PhaseTime{Name: "Handler", Took: r.duration})
+}
+
 // settleTime is what a runtime gets to ask for more work after an answer that came just in time.
 const settleTime = time.Second
 
@@ -754,7 +771,7 @@ func (w *Worker) finish(r *run) {
 		MaxMemoryMB: int((w.inst.PeakMemory() + 1<<20 - 1) >> 20), Status: r.status, ErrorType: r.errType,
 	}
 	if r.first && w.inside != r.req {
-		f.Init = &w.initDur
+		f.Init, f.Phases = &w.initDur, w.reported(r)
 	}
 	w.platform(r, logs.Report(f))
 	if r.status == logs.StatusSuccess && r.tail == nil {

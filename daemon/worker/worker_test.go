@@ -20,6 +20,7 @@ import (
 const (
 	report     = "REPORT RequestId: %s\tDuration: N ms\tBilled Duration: N ms\tMemory Size: 128 MB\tMax Memory Used: 42 MB"
 	withInit   = "\tInit Duration: N ms"
+	phases     = "\tQueue: N ms\tNetwork: N ms\tCreate: N ms\tStart: N ms\tInit: N ms\tHandler: N ms"
 	startLine  = "lfx|%[1]s|2|START RequestId: %[1]s Version: 3"
 	endLine    = "lfx|%[1]s|2|END RequestId: %[1]s"
 	initReport = "INIT_REPORT Init Duration: N ms\tPhase: %s\tStatus: %s"
@@ -59,7 +60,7 @@ func TestInvocationsAndTheirLog(t *testing.T) {
 		w.await("idle", w.idle)
 	}
 	w.wantLines(append(append([]string{"out||0|init"},
-		story("first", withInit+"\t", "out|first|2|line of first", "out|first|2|no line end of first")...),
+		story("first", withInit+phases+"\t", "out|first|2|line of first", "out|first|2|no line end of first")...),
 		story("second", "\t", "out|second|2|line of second", "out|second|2|no line end of second")...)...)
 	if got.payload != `{"n":1}` {
 		t.Errorf("payload %q", got.payload)
@@ -94,7 +95,7 @@ func TestBothStreamsAreAttributed(t *testing.T) {
 	wk := w.worker()
 	wk.Invoke(request("a"))
 	w.await("idle", w.idle)
-	w.wantLines(append([]string{"err||0|early"}, story("a", withInit+"\t", "err|a|2|problem")...)...)
+	w.wantLines(append([]string{"err||0|early"}, story("a", withInit+phases+"\t", "err|a|2|problem")...)...)
 }
 
 func TestHandlerErrorIsAnAnswerAndTheInstanceGoesOn(t *testing.T) {
@@ -112,7 +113,7 @@ func TestHandlerErrorIsAnAnswerAndTheInstanceGoesOn(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	w.await("idle", w.idle)
-	w.wantLines(append(story("a", withInit+"\t"), story("b", "\t")...)...)
+	w.wantLines(append(story("a", withInit+phases+"\t"), story("b", "\t")...)...)
 }
 
 func TestTail(t *testing.T) {
@@ -132,7 +133,7 @@ func TestTail(t *testing.T) {
 	out := wk.Invoke(req)
 	w.await("idle", w.idle)
 	got := durations.ReplaceAllString(string(out.LogTail), "N ms")
-	if want := "START RequestId: a Version: 3\nsaid\nEND RequestId: a\n" + fmt.Sprintf(report, "a") + withInit + "\t\n"; got != want {
+	if want := "START RequestId: a Version: 3\nsaid\nEND RequestId: a\n" + fmt.Sprintf(report, "a") + withInit + phases + "\t\n"; got != want {
 		t.Errorf("tail %q, want %q", got, want)
 	}
 	req = request("long")
@@ -161,7 +162,7 @@ func TestTimeoutStopsTheWork(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	w.ended()
-	w.wantLines(story("a", withInit+"\tStatus: timeout", "out|a|2|working")...)
+	w.wantLines(story("a", withInit+"\tStatus: timeout"+phases, "out|a|2|working")...)
 	if out := wk.Invoke(request("b")); out != nil {
 		t.Errorf("a dead worker answers %s", text(out))
 	}
@@ -191,7 +192,7 @@ func TestEndsInMidInvocation(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 			w.ended()
-			w.wantLines(story("a", withInit+"\tStatus: error\tError Type: "+tt.kind,
+			w.wantLines(story("a", withInit+"\tStatus: error\tError Type: "+tt.kind+phases,
 				"out|a|2|last words", "lfx|a|2|RequestId: a Error: "+tt.message, "lfx|a|2|"+tt.kind)...)
 		})
 	}
@@ -343,7 +344,7 @@ func TestDeathBetweenInvocations(t *testing.T) {
 	if out := wk.Invoke(request("b")); out != nil {
 		t.Errorf("got %s", text(out))
 	}
-	w.wantLines(story("a", withInit+"\t")...)
+	w.wantLines(story("a", withInit+phases+"\t")...)
 }
 
 // TestExitRightAfterTheAnswer keeps the answer, and the invocation's log is whole.
@@ -358,7 +359,7 @@ func TestExitRightAfterTheAnswer(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	w.ended()
-	w.wantLines(story("a", withInit+"\t", "out|a|2|after")...)
+	w.wantLines(story("a", withInit+phases+"\t", "out|a|2|after")...)
 }
 
 func TestRuntimeThatAnswersAndDoesNotComeBackIsReplaced(t *testing.T) {
@@ -372,7 +373,7 @@ func TestRuntimeThatAnswersAndDoesNotComeBackIsReplaced(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	w.ended()
-	w.wantLines(story("a", withInit+"\t")...)
+	w.wantLines(story("a", withInit+phases+"\t")...)
 }
 
 func TestCloseEndsTheInstanceOnce(t *testing.T) {

@@ -285,17 +285,42 @@ func TestSteering(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if n, err := m.MemoryBytes(); err != nil || n == 0 || i.MemoryBytes() == 0 {
+		t.Errorf("all instances use %d bytes (%v), this one %d; want something", n, err, i.MemoryBytes())
+	}
 	if err := i.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := i.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	if err := i.Freeze(t.Context()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a freeze after the kill: %v, want it refused", err)
+	}
 	if e := waitExit(t, i); e.Signal != 9 || e.OOM {
 		t.Errorf("exit = %+v, want killed", e)
 	}
 	if err := i.Kill(); err != nil {
 		t.Errorf("second kill: %v", err)
+	}
+}
+
+func TestKilledWhileFrozen(t *testing.T) {
+	m, _ := newManager(t, nil)
+	i := create(t, m, probeSpec("icy", "sleep"))
+	readLine(t, i.Stdout())
+	if err := i.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(i.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	// On v2 it ends at once, and its cgroup may be there still.
+	if err := i.Thaw(); m.cgroups.Version() == 1 && !errdefs.IsNotFound(err) {
+		t.Errorf("thaw: %v, want that it was killed", err)
+	}
+	if e := waitExit(t, i); e.Signal != 9 {
+		t.Errorf("exit = %+v, want killed", e)
 	}
 }
 
