@@ -198,7 +198,7 @@ func FuzzCodec(f *testing.F) {
 	const post = "POST /2015-03-31/functions/hello/invocations HTTP/1.1\r\nHost: localhost\r\n"
 	ok := post + "Content-Length: 2\r\n\r\n{}"
 	for _, s := range []string{
-		ok, ok + ok, ok + ok[:len(ok)-3], post + "\r\n" + ok, ok + "GET /lfx/v1/version HTTP/1.1\r\nHost: localhost\r\n\r\n" + ok,
+		ok, ok + ok, ok + "\r\n" + ok + "\n\r\r\n\n" + ok, ok + "\r00 * HTTP/0.0\r\n\r\n", ok + ok[:len(ok)-3], post + "\r\n" + ok, ok + "GET /lfx/v1/version HTTP/1.1\r\nHost: localhost\r\n\r\n" + ok,
 		post + "Content-Length: 3\r\n\r\n{a}", post + "Content-Length: 20\r\n\r\n{}", post + "content-length: 2\r\nCONTENT-LENGTH: 2\r\n\r\n{}",
 		post + "Content-Length: +2\r\n\r\n{}", post + "Content-Length: 2 \r\n\r\n{}", post + "Content-Length: 99999999999999999999\r\n\r\n{}",
 		post + "Content-Length: 6291457\r\n\r\n{}", post + "Content-Length: 2\nX: y\r\n\r\n{}", post + "Content-Length: 2\r\nX: a\r\n b\r\n\r\n{}",

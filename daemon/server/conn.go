@@ -165,8 +165,16 @@ func (c *conn) leave() {
 // readHead reads up to the end of a head, parses it and returns its length. Nothing is consumed yet.
 func (c *conn) readHead() (int, error) {
 	c.shrink()
+	// Behind another request, net/http takes what follows for one that begins, and answers it, from four bytes
+	// on.
+	begins := c.fresh
 	for searched := 0; ; {
 		b := c.buf[c.r:c.w]
+		if !begins && len(b) >= 4 {
+			begins = true
+			c.r += leadingLineEnds(b[:4])
+			b, searched = c.buf[c.r:c.w], 0
+		}
 		if end := http1.End(b, searched); end >= 0 {
 			if end > maxHeaderBytes || !parseHead(b[:end], &c.head) {
 				return 0, errFallback
@@ -174,7 +182,7 @@ func (c *conn) readHead() (int, error) {
 			c.begun = time.Time{}
 			return end, nil
 		}
-		if len(b) >= maxHeaderBytes || c.enough() && http1.BareLF(b) {
+		if len(b) >= maxHeaderBytes || begins && http1.BareLF(b) {
 			return 0, errFallback
 		}
 		searched = len(b)
@@ -186,7 +194,7 @@ func (c *conn) readHead() (int, error) {
 		}
 		switch err := c.fill(); {
 		case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
-		case err == io.EOF && c.enough(): //nolint:errorlint // a connection's own
+		case err == io.EOF && begins && c.r < c.w: //nolint:errorlint // a connection's own
 			return 0, errFallback // net/http tells the client what is wrong with its half a head
 		default:
 			return 0, err
@@ -194,9 +202,13 @@ func (c *conn) readHead() (int, error) {
 	}
 }
 
-// enough reports whether net/http takes what is in the buffer for a request that begins, and answers it: behind
-// another one that needs four bytes.
-func (c *conn) enough() bool { return c.fresh && c.r < c.w || c.w-c.r >= 4 }
+// leadingLineEnds counts what old clients send too much behind a POST; net/http skips as much.
+func leadingLineEnds(b []byte) (n int) {
+	for n < len(b) && (b[n] == '\r' || b[n] == '\n') {
+		n++
+	}
+	return n
+}
 
 // shrink gives back a buffer that a large head made grow.
 func (c *conn) shrink() {
