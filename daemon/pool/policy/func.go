@@ -38,6 +38,8 @@ type Func struct {
 	// gone are the instances that were given up and not asked for since, the latest last, those
 	// that became idle within a minute of each other in one group.
 	gone [absences]absence
+	// ahead is the absence for which an instance was started ahead of need last.
+	ahead int64
 
 	more [groups]group // of the further instances
 
@@ -109,9 +111,10 @@ func (f *Func) GaveUp(level int, since time.Time) {
 }
 
 // Absent returns when the instance that was given up last had become idle: the zero of a Window's
-// times for a function of which no instance lives. False when none was given up.
+// times for a function of which no instance lives. False when none was given up, or when one was started
+// in its place already and given up, too: a call that did not come is waited for once.
 func (f *Func) Absent() (since time.Time, ok bool) {
-	if f.ngone == 0 {
+	if f.ngone == 0 || f.gone[f.ngone-1].since == f.ahead {
 		return time.Time{}, false
 	}
 	return time.Unix(0, f.gone[f.ngone-1].since), true
@@ -123,7 +126,8 @@ func (f *Func) Prewarmed() (since time.Time, ok bool) {
 	if f.ngone == 0 {
 		return time.Time{}, false
 	}
-	return time.Unix(0, f.pop()), true
+	f.ahead = f.pop()
+	return time.Unix(0, f.ahead), true
 }
 
 // pop takes one instance out of those that were given up; there must be one.

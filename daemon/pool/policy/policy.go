@@ -60,7 +60,7 @@ type Options struct {
 
 // Defaults are the Options of the daemon.
 func Defaults() Options {
-	return Options{Worth: 250_000, Least: 10 * time.Second, Fallback: 10 * time.Minute, Learn: 2, Background: 0.1}
+	return Options{Worth: 400_000, Least: 10 * time.Second, Fallback: 10 * time.Minute, Learn: 2, Background: 0.1}
 }
 
 // Forever is a time that does not end.

@@ -226,6 +226,19 @@ func TestPrewarmedTakesThePlaceOfTheLast(t *testing.T) {
 	if since, ok := f.Absent(); !ok || !since.Equal(epoch) {
 		t.Errorf("Absent: %v %v, want the earlier one", since, ok)
 	}
+	f.Prewarmed()
+	f.GaveUp(1, epoch) // in vain
+	if since, ok := f.Absent(); ok {
+		t.Errorf("Absent: %v once more, want a start ahead of need once", since)
+	}
+	f.Missed(1, epoch.Add(3*time.Hour))
+	if f.Seen() != 1 {
+		t.Errorf("seen %d idle times, want that of three hours", f.Seen())
+	}
+	f.GaveUp(1, epoch.Add(5*time.Hour))
+	if _, ok := f.Absent(); !ok {
+		t.Error("the next absence is one again")
+	}
 }
 
 // TestFurtherInstances: those that run only in peaks are kept for as long as peaks come again, whatever the first

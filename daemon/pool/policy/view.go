@@ -176,19 +176,21 @@ func step(i int) (from, to time.Duration) {
 	return from, steps[i]
 }
 
-// course goes through the cells of a group from the given one on: w is the weight of a call in the cell, hold the seconds for
-// which an instance is held in it, × weight.
-func (p *Policy) course(g *group, first int, f func(i int, w, hold float64)) {
-	alive := 0.0
-	for i := first; i < len(g); i++ {
-		alive += float64(g[i]) + p.more[i]
-	}
-	for i := first; i < len(g); i++ {
-		w := float64(g[i]) + p.more[i]
+// widths are the cells of a group in seconds.
+var widths = func() (out [len(steps) + 1]float64) {
+	for i := range out {
 		from, to := step(i)
-		f(i, w, (alive-w/2)*(to-from).Seconds())
-		alive = max(0, alive-w)
+		out[i] = (to - from).Seconds()
 	}
+	return out
+}()
+
+// alive returns the weight of no call before a cell of a group.
+func (p *Policy) alive(g *group, first int) (sum float64) {
+	for i := first; i < len(g); i++ {
+		sum += float64(g[i]) + p.more[i]
+	}
+	return sum
 }
 
 // keep finds until when an instance of a group gains.
@@ -196,11 +198,15 @@ func (p *Policy) keep(g *group, c Cost) time.Duration {
 	var sum, best float64
 	end := 0
 	saves, costs := p.opts.Worth*c.Start.Seconds(), c.MemoryMB*c.scarcity()
-	p.course(g, 0, func(i int, w, hold float64) {
-		if sum += w*saves - hold*costs; sum > best && i < len(steps) {
+	alive := p.alive(g, 0)
+	for i := range steps {
+		w := float64(g[i]) + p.more[i]
+		sum += w*saves - (alive-w/2)*widths[i]*costs
+		if sum > best {
 			best, end = sum, i+1
 		}
-	})
+		alive -= w
+	}
 	if end == 0 {
 		return 0
 	}
@@ -214,9 +220,12 @@ func (p *Policy) score(g *group, c Cost, idle time.Duration) float64 {
 	for first < len(steps) && idle >= steps[first] {
 		first++
 	}
-	p.course(g, first, func(_ int, w, hold float64) {
-		calls, held = calls+w, held+hold
+	alive := p.alive(g, first)
+	for i := first; i < len(g); i++ {
+		w := float64(g[i]) + p.more[i]
+		calls, held = calls+w, held+(alive-w/2)*widths[i]
 		best = max(best, calls/held)
-	})
+		alive -= w
+	}
 	return best * c.Start.Seconds() / max(c.MemoryMB, 1)
 }
