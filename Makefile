@@ -163,6 +163,12 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 	  done; \
 	done
 
+# sim: SIMFLAGS='-functions 1000 -seed 7', see docs/simulation.md.
+SIMFLAGS ?=
+.PHONY: sim
+sim: ## drive the keep-alive policy through a synthetic day, beside fixed windows (2 min, no root)
+	@go run ./integration/sim $(SIMFLAGS)
+
 # bench: BENCHTIME=short measures for less than two minutes; BENCHFLAGS=-json prints JSON, see docs/performance.md.
 BENCHTIME ?= full
 BENCHFLAGS ?=

@@ -53,6 +53,7 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/worker", "daemon/function daemon/invocation daemon/logs daemon/pool runtime/instance runtime/rapi",
 		"implements pool.Starter: joins an instance, the Runtime API that it polls and the function's log"},
 	{"cni", "cni/dns cni/firewall", "order is the security property: tables, bridges, forwarder, probe"},
+	{"integration/sim", "daemon/pool/policy integration/sim/trace", "no black box: it drives the pool's own policy through a synthetic day"},
 	{"integration/...", "daemon/api daemon/client daemon/function", "black boxes: they meet lfxd as its clients do"},
 	{"runtime/instance", "runtime/cgroup runtime/lfxinit", "an instance has a cgroup, and lfx-init as PID 1"},
 	{"runtime/rapi", "internal/http1 internal/nbwrite", "its codec shares the parsing of heads and the writes that do not wait with that of Invoke"},

@@ -18,7 +18,7 @@ const (
 	fixedWindow = 10 * time.Minute
 	// Above manyFunctions only one of hotSample functions that are called often is simulated, and stands for all.
 	manyFunctions = 10_000
-	hotSample     = 64
+	hotSample     = 128
 )
 
 // comparison is what one set of functions costs under each policy.
@@ -67,9 +67,8 @@ func compare(t *trace.Trace, until time.Duration) *comparison {
 	ours := policy.New(policy.Defaults())
 	alone(rowNone, keeper{})
 	fixed := alone(rowFixed, keeper{fixed: fixedWindow})
-	same := c.match(fl, fixed.held())
-	alone(rowSame, keeper{policy: same})
-	alone(rowOurs, keeper{policy: ours})
+	known := alone(rowOurs, keeper{policy: ours})
+	c.rows = append(c.rows, row{rowSame, c.match(fl, known, fixed.held())})
 	alone(rowSpares, keeper{policy: ours, spares: true})
 	alone(rowAlways, keeper{fixed: policy.Forever})
 
@@ -95,29 +94,25 @@ func (fl *fleet) room(fixed *result, until time.Duration) float64 {
 }
 
 // match finds the policy that holds about as much memory × time as is given: within half a percent, or as near as a few runs
-// come.
-func (c *comparison) match(fl *fleet, held float64) *policy.Policy {
+// come. The result of the default policy is known.
+func (c *comparison) match(fl *fleet, known *result, held float64) *result {
 	opts := policy.Defaults()
 	// Of two points the line through them says where to look next; memory grows about with the eighth root of worth.
 	at, slope := math.Log(opts.Worth), 0.12
-	var before, off float64
-	var best *policy.Policy
-	nearest := math.Inf(1)
-	for i := range 6 {
+	off := math.Log(known.held() / held)
+	best, nearest := known, math.Abs(off)
+	c.worth = opts.Worth
+	for i := 0; i < 5 && nearest > 0.005; i++ {
+		before := at
+		at = min(max(at-off/slope, at-2), at+2)
 		opts.Worth = math.Exp(at)
-		p := policy.New(opts)
-		now := math.Log(fl.run(setup{keeper: keeper{policy: p}, until: c.until}).held() / held)
+		r := fl.run(setup{keeper: keeper{policy: policy.New(opts)}, until: c.until})
+		now := math.Log(r.held() / held)
 		if math.Abs(now) < nearest {
-			nearest, best, c.worth = math.Abs(now), p, opts.Worth
+			best, nearest, c.worth = r, math.Abs(now), opts.Worth
 		}
-		if nearest < 0.005 {
-			break
-		}
-		if i > 0 && at != before {
-			slope = min(max((now-off)/(at-before), 0.03), 1)
-		}
-		before, off = at, now
-		at = min(max(at-now/slope, at-2), at+2)
+		slope = min(max((now-off)/(at-before), 0.03), 1)
+		off = now
 	}
 	return best
 }

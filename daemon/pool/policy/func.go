@@ -60,6 +60,7 @@ type made struct {
 	near   uint32 // how many below a minute there were
 	cost   Cost
 	window Window
+	scored bool // score is computed when it is asked for
 	score  [len(scoreAges)]float32
 }
 

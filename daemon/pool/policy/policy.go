@@ -152,6 +152,11 @@ func (p *Policy) Score(f *Func, c Cost, level int, idle time.Duration) float64 {
 		return p.score(&f.more[groupOf(level)], c, idle)
 	}
 	p.refresh(f, c)
+	if !f.made.scored {
+		var v view
+		p.weigh(&v, f, c)
+		f.made.score, f.made.scored = v.scores(c), true
+	}
 	i := len(scoreAges) - 1
 	for i > 0 && idle < scoreAges[i] {
 		i--
@@ -173,7 +178,7 @@ func (p *Policy) refresh(f *Func, c Cost) {
 	}
 	var v view
 	p.weigh(&v, f, c)
-	*m = made{ok: true, near: short, cost: c, score: v.scores(c)}
+	*m = made{ok: true, near: short, cost: c}
 	if f.Seen() < p.opts.Learn {
 		m.window.KeepFor = p.opts.Fallback
 	} else {

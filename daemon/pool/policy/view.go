@@ -16,6 +16,15 @@ func cell(i int) (from, to time.Duration) {
 	return Range, longest
 }
 
+// cellWidths are the cells in seconds.
+var cellWidths = func() (out [cells]float64) {
+	for i := range out {
+		from, to := cell(i)
+		out[i] = (to - from).Seconds()
+	}
+	return out
+}()
+
 // cellOf returns the cell that an idle time lies in.
 func cellOf(idle time.Duration) int {
 	switch {
@@ -86,13 +95,13 @@ func (v *view) blur(bin int, n float64) {
 // value fills what follows from the weights.
 func (v *view) value(alive, worth float64, c Cost) {
 	scarcity := c.scarcity()
+	warm, spare := worth*c.Start.Seconds(), worth*(c.Start-c.SpareStart).Seconds()
 	for i, w := range v.p {
-		from, to := cell(i)
 		v.alive[i] = alive
-		v.hold[i] = (alive - w/2) * (to - from).Seconds()
+		v.hold[i] = (alive - w/2) * cellWidths[i]
 		alive = max(0, alive-w)
-		v.warm[i] = w*worth*c.Start.Seconds() - v.hold[i]*c.MemoryMB*scarcity
-		v.spare[i] = w*worth*(c.Start-c.SpareStart).Seconds() - v.hold[i]*c.SpareMB*scarcity
+		v.warm[i] = w*warm - v.hold[i]*c.MemoryMB*scarcity
+		v.spare[i] = w*spare - v.hold[i]*c.SpareMB*scarcity
 	}
 }
 

@@ -100,12 +100,10 @@ func (t *Trace) Calls(i int) Calls {
 	return c
 }
 
-func (c *Calls) float() float64 { return uniform(&c.rng) }
-
-func uniform(r *rand.PCG) float64 { return float64(r.Uint64()>>11) / (1 << 53) }
+func (c *Calls) float() float64 { return float64(c.rng.Uint64()>>11) / (1 << 53) }
 
 func (c *Calls) exp(mean float64) time.Duration {
-	return time.Duration(-math.Log(1-c.float()) * mean * 1e9)
+	return time.Duration(rand.New(&c.rng).ExpFloat64() * mean * 1e9)
 }
 
 // Next returns the time of the next call, since the beginning of the trace.
@@ -157,8 +155,6 @@ const sigma = 0.5
 
 // Duration draws how long the next call runs, whatever calls came meanwhile.
 func (c *Calls) Duration() time.Duration {
-	// Box-Muller: one of the two is enough.
-	n := math.Sqrt(-2*math.Log(1-uniform(&c.long))) * math.Cos(2*math.Pi*uniform(&c.long))
-	s := c.f.Mean * math.Exp(sigma*n-sigma*sigma/2)
+	s := c.f.Mean * math.Exp(sigma*rand.New(&c.long).NormFloat64()-sigma*sigma/2)
 	return time.Duration(min(max(s, 1e-4), 300) * 1e9)
 }

@@ -20,7 +20,7 @@ func (t *Trace) hash(kind byte, i int) string {
 	return hex.EncodeToString(b[:])
 }
 
-// WriteDay writes one day of the trace in the schema of 2019 (AzureFunctionsDataset2019.md): invocations per function
+// WriteDay writes one day of the trace in the schema of 2019: invocations per function
 // and minute, percentiles of each function's durations in ms, and of each app's memory in MB. Functions without a call
 // that day have no row, as there. Every app is its own owner.
 func (t *Trace) WriteDay(counts, durations, memory io.Writer, day int) error {
@@ -111,7 +111,7 @@ func (t *Trace) writeMemory(m *bufio.Writer, called []int) {
 	}
 }
 
-// WriteCalls writes every call up to a time in the schema of 2021 (AzureFunctionsInvocationTrace2021.md): app, function, the
+// WriteCalls writes every call up to a time in the schema of 2021: app, function, the
 // time of its end in seconds since the beginning, its duration in seconds. Rows are by function, then by time.
 func (t *Trace) WriteCalls(w io.Writer, until time.Duration) error {
 	b := bufio.NewWriter(w)
