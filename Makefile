@@ -56,13 +56,18 @@ unit: ## unit tests with the race detector
 	go test -race -timeout 20m ./...
 
 .PHONY: integration
-integration: ## black-box tests with the real engine, hostile functions and a sample of the faults (as root)
+integration: integration-deps ## black-box tests with the real engine, hostile functions and a sample of the faults (as root)
 	go test -tags 'integration faults' -p 1 -count=1 -timeout 40m ./integration/...
+
+# integration-deps fetches and builds what the tests build themselves: they run in a network namespace without a way out.
+.PHONY: integration-deps
+integration-deps:
+	@cd integration/nerdctl && CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' go build -o /dev/null .
 
 .PHONY: test-faults
 test-faults: ## the black-box tests with every fault of every part (as root, 25 min)
 	@sh contrib/deps.sh build test
-	@$(MAKE) -s engine build images examples
+	@$(MAKE) -s engine build images examples integration-deps
 	LFX_FAULTS=full go test -tags 'integration faults' -count=1 -timeout 60m ./integration/
 
 .PHONY: test-load
