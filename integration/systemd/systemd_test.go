@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,9 +98,6 @@ func (m *machine) install(deb string) {
 	start := time.Now()
 	m.run("dpkg", "-i", deb)
 	m.run("systemctl", "start", "lfxd") // the package has started it; a person does this all the same
-	if err := nothingAhead(filepath.Join(m.root, "etc/lfxd/config.toml")); err != nil {
-		m.t.Fatal(err)
-	}
 	if err := appendFile(filepath.Join(m.root, "etc/lfxd/config.toml"), baseImages); err != nil {
 		m.t.Fatal(err)
 	}
@@ -128,22 +124,6 @@ const baseImages = `"public.ecr.aws/lambda/provided:al2023" = "localhost/lfx-bas
 "public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
 "public.ecr.aws/lambda/nodejs:18" = "localhost/lfx-base/nodejs:18"
 `
-
-// nothingAhead switches off spares and networks made ahead, so that every scope in the slice is an instance that was asked for.
-func nothingAhead(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	for _, key := range []string{"spares", "networks_ahead"} {
-		line := regexp.MustCompile(`(?m)^#` + key + ` = \d+$`)
-		if n := len(line.FindAll(text, -1)); n != 1 {
-			return fmt.Errorf("%s has %d lines for %s, want one", path, n, key)
-		}
-		text = line.ReplaceAll(text, []byte(key+" = 0"))
-	}
-	return os.WriteFile(path, text, 0o640)
-}
 
 func appendFile(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
