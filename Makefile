@@ -169,7 +169,7 @@ SIMFLAGS ?=
 sim: ## drive the keep-alive policy through a synthetic day, beside fixed windows (2 min, no root)
 	@go run ./integration/sim $(SIMFLAGS)
 
-# bench: BENCHTIME=short measures for less than two minutes; BENCHFLAGS=-json prints JSON, see docs/performance.md.
+# bench: BENCHTIME=short measures for about four minutes; BENCHFLAGS=-json prints JSON, see docs/performance.md.
 BENCHTIME ?= full
 BENCHFLAGS ?=
 .PHONY: bench

@@ -2,11 +2,11 @@ package logs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +19,7 @@ const (
 	DefaultBurst     = 16 << 20
 )
 
-// Sizes of reading.
+// Sizes and times of reading.
 const (
 	readSize = 64 << 10
 	// drainLimit is the most that one Drain reads: no unprivileged pipe holds more
@@ -29,6 +29,13 @@ const (
 	// that it costs neither much CPU here nor hangs the writer.
 	floodStep  = 1 << 20
 	floodPause = 4 * time.Millisecond
+	// restPause is how long a stream that had a little to read is not looked at: what a short invocation prints is read
+	// by its Drain, and need not wake anybody before. In that time a pipe of the usual 64 KiB takes more than DefaultRate.
+	// A stream that had more than restBytes is looked at again at once.
+	restPause = 5 * time.Millisecond
+	restBytes = 16 << 10
+	// endPause is how long a FIFO that nobody writes to is left alone: the kernel calls that ready all the time.
+	endPause = 100 * time.Millisecond
 	// lineCost is what a line weighs beside its bytes: to store many short lines is more work than to store as many
 	// bytes in long ones.
 	lineCost = 128
@@ -46,17 +53,14 @@ type CaptureOptions struct {
 	Dropped func(lines, bytes int64)
 }
 
-// Capture reads one stream of an instance. Its read end is registered with Go's poller, so a silent
-// stream costs no thread and no buffer.
+// Capture reads one stream of an instance. A silent stream costs no thread, no goroutine and no buffer.
 type Capture struct {
-	file *os.File
-	raw  syscall.RawConn
-	opts CaptureOptions
-	done chan struct{} // closed when the reader has ended
-	stop chan struct{} // closed by Close
-	now  func() time.Time
-	// empty is emptyLocked as a value, made once.
-	empty func(fd uintptr)
+	fd     int
+	watch  *watch
+	opts   CaptureOptions
+	now    func() time.Time
+	rearm  *time.Timer
+	handle sync.WaitGroup // calls of ready under way
 
 	mu     sync.Mutex // serialises reading, so that lines are emitted in order; guards what follows
 	framer framer
@@ -65,36 +69,59 @@ type Capture struct {
 	filled time.Time
 	lines  int64 // dropped and not reported yet
 	bytes  int64
-	burst  int // dropped since the reader last paused
+	burst  int // dropped since the stream last rested
 }
 
 var readBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
-// NewCapture starts reading file, the non-blocking read end of a FIFO or pipe, and owns it from now on.
-// emit gets every line in order; line is valid during the call only, and more says that the line
+// NewCapture starts reading file, the non-blocking read end of a FIFO or pipe, and owns it from now on; it is closed
+// on an error, too. emit gets every line in order; line is valid during the call only, and more says that the line
 // was over the limit and goes on in the next call. emit must not block and must not call the
 // Capture. A FIFO without a writer is no end: the next writer is read too. Close ends it.
 func NewCapture(file *os.File, emit func(line []byte, more bool), opts CaptureOptions) (*Capture, error) {
-	raw, err := file.SyscallConn()
-	if err == nil {
-		// Succeeds exactly when the poller knows the file.
-		err = file.SetReadDeadline(time.Time{})
-	}
+	// Go's poller would be woken by every write, so the stream gets a descriptor that it does not know.
+	fd, err := takeOver(file)
 	if err != nil {
-		return nil, fmt.Errorf("capture %s: it must be open in non-blocking mode: %w", file.Name(), err)
+		return nil, fmt.Errorf("capture %s: %w", file.Name(), err)
 	}
 	setDefault(&opts.LineLimit, DefaultLineLimit)
 	setDefault(&opts.Rate, DefaultRate)
 	setDefault(&opts.Burst, DefaultBurst)
 	opts.LineLimit = max(opts.LineLimit, 16)
 	c := &Capture{
-		file: file, raw: raw, opts: opts, now: time.Now,
-		done: make(chan struct{}), stop: make(chan struct{}),
+		fd: fd, opts: opts, now: time.Now,
 		framer: framer{limit: opts.LineLimit, emit: emit}, tokens: float64(opts.Burst),
 	}
-	c.filled, c.empty = c.now(), c.emptyLocked
-	go c.run() // ends with Close, which waits for done
+	c.filled = c.now()
+	c.rearm = time.AfterFunc(time.Hour, c.again) // stopped by Close
+	c.rearm.Stop()
+	if err := watchStream(c); err != nil {
+		unix.Close(fd) //nolint:errcheck // nothing was read
+		return nil, fmt.Errorf("capture %s: %w", file.Name(), err)
+	}
 	return c, nil
+}
+
+// takeOver closes file and returns another descriptor of the same stream.
+func takeOver(file *os.File) (fd int, err error) {
+	defer file.Close() //nolint:errcheck // fd is what counts
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var flags int
+	cerr := raw.Control(func(old uintptr) {
+		if flags, err = unix.FcntlInt(old, unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK == 0 {
+			err = errors.New("it must be open in non-blocking mode")
+		}
+		if err == nil {
+			fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+		}
+	})
+	if err = cmp.Or(err, cerr); err != nil {
+		return -1, err
+	}
+	return fd, nil
 }
 
 func setDefault(v *int, d int) {
@@ -103,58 +130,52 @@ func setDefault(v *int, d int) {
 	}
 }
 
-// run reads whatever comes until the file is closed. Between two events it holds no buffer.
-func (c *Capture) run() {
-	defer close(c.done)
-	for {
-		var n int
-		err := c.raw.Read(func(fd uintptr) bool {
-			var again bool
-			n, again = c.readOnce(fd, true)
-			return !again
-		})
-		if err != nil || n < 0 {
-			return
-		}
-		if !c.pause() {
-			return
-		}
-	}
-}
-
-// pause holds the reader back while the stream is flooding; false when the capture was closed.
-func (c *Capture) pause() bool {
-	c.mu.Lock()
-	flooding := c.burst >= floodStep
-	if flooding {
-		c.burst = 0
-	}
-	c.mu.Unlock()
-	if !flooding {
-		return true
-	}
-	timer := time.NewTimer(floodPause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-c.stop:
-		return false
-	}
-}
-
-// readOnce reads what is there, once. again says that there was nothing (or no writer) and that the
-// caller should wait; n is negative when the file cannot be read any more.
-func (c *Capture) readOnce(fd uintptr, flushAtEOF bool) (n int, again bool) {
+// ready reads what has come, and says when the stream is to be looked at again.
+func (c *Capture) ready() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.readLocked(fd, flushAtEOF)
+	if c.closed {
+		return
+	}
+	total, end := 0, false
+	for total < floodStep && c.burst < floodStep {
+		n, again := c.readLocked(true)
+		if n < 0 {
+			return // it cannot be read any more
+		}
+		if again {
+			end = n == 0 && total == 0
+			break
+		}
+		total += n
+	}
+	pause := restPause
+	switch {
+	case c.burst >= floodStep:
+		c.burst, pause = 0, floodPause
+	case end:
+		pause = endPause
+	case total > restBytes:
+		pause = 0
+	}
+	c.rearm.Reset(pause)
 }
 
-func (c *Capture) readLocked(fd uintptr, flushAtEOF bool) (n int, again bool) {
+// again has the stream looked at again.
+func (c *Capture) again() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.watch.arm(c.fd)
+	}
+}
+
+// readLocked reads what is there, once. again says that there was nothing, or no writer, and that the
+// caller should wait; n is negative when the file cannot be read any more.
+func (c *Capture) readLocked(flushAtEOF bool) (n int, again bool) {
 	buf := readBuffers.Get().(*[readSize]byte)
 	defer readBuffers.Put(buf)
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(c.fd, buf[:]) })
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		return 0, true
@@ -221,36 +242,30 @@ func (c *Capture) Drain() {
 }
 
 func (c *Capture) drainLocked() {
-	// Control, not Read: the reader holds the file's read lock while it waits.
-	_ = c.raw.Control(c.empty)
+	for total := 0; total < drainLimit; {
+		n, again := c.readLocked(false)
+		if again || n < 0 {
+			break
+		}
+		total += n
+	}
 	c.reportLocked()
 	c.framer.flush()
 }
 
-// emptyLocked reads what is in the pipe.
-func (c *Capture) emptyLocked(fd uintptr) {
-	for total := 0; total < drainLimit; {
-		n, again := c.readLocked(fd, false)
-		if again || n < 0 {
-			return
-		}
-		total += n
-	}
-}
-
-// Close drains, closes the file and waits for the reader. What is written later gets a broken pipe.
+// Close drains, closes the stream and waits for whoever reads it. What is written later gets a broken pipe.
 func (c *Capture) Close() error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		<-c.done
+		c.handle.Wait()
 		return nil
 	}
 	c.drainLocked()
 	c.closed = true
-	close(c.stop)
+	c.rearm.Stop()
 	c.mu.Unlock()
-	err := c.file.Close()
-	<-c.done
-	return err
+	c.watch.remove(c)
+	c.handle.Wait()
+	return unix.Close(c.fd)
 }

@@ -282,9 +282,10 @@ func TestUnreadableMemoryDoesNotStopStarts(t *testing.T) {
 			if _, err := call(m, "f", "x"); err != nil {
 				t.Fatal(err)
 			}
+			time.Sleep(2 * time.Second) // it is looked at while it lives
 			synctest.Wait()
-			s.workers[len(s.workers)-1].Close("test")
-			time.Sleep(2 * time.Second)
+			s.last().Close("test")
+			synctest.Wait()
 		}
 		if host.reads.Load() == 0 {
 			t.Error("nobody has looked")

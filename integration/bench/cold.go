@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,12 +25,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
 )
 
 // coldArm is one function with what its reference arms need.
 type coldArm struct {
 	name   string
+	title  string
+	spare  bool // wait for a spare before each invocation
 	v      *function.Version
 	rootfs string // its image, read only
 	chroot string // the same with /proc and /dev
@@ -37,7 +41,12 @@ type coldArm struct {
 }
 
 // coldArms measures cold invocations against runc alone and against the process alone.
-func coldArms(o options, d *daemonUnderTest, res *results) error {
+func coldArms(o options, d *daemonUnderTest, res *results) error { return coldWith(o, d, res, false) }
+
+// spareArms is the same with a spare of each function: an instance that was created before the request.
+func spareArms(o options, d *daemonUnderTest, res *results) error { return coldWith(o, d, res, true) }
+
+func coldWith(o options, d *daemonUnderTest, res *results, spare bool) error {
 	canary := filepath.Join(d.state, "canary")
 	if err := buildStatic(o.root, canary); err != nil {
 		return err
@@ -48,8 +57,15 @@ func coldArms(o options, d *daemonUnderTest, res *results) error {
 		}
 		a, err := newColdArm(d, name)
 		if err == nil {
-			progress("cold, %s", name)
-			err = a.rounds(o, d, res, canary)
+			a.title, a.spare = name, spare
+			if spare {
+				a.title += ", with a spare"
+				err = a.callOnce(d) // spares are for what is called
+			}
+			progress("%s", a.title)
+			if err == nil {
+				err = a.rounds(o, d, res, canary)
+			}
 		}
 		if a != nil {
 			err = errors.Join(err, a.close(d))
@@ -117,7 +133,7 @@ func (a *coldArm) rounds(o options, d *daemonUnderTest, res *results, canary str
 		"runc": "cold invoke ÷ `runc run` of the same process, to its answer", "process": "cold invoke ÷ the bare process, to its answer",
 		"true": "cold invoke ÷ `runc run` of /bin/true, to its exit",
 	} {
-		rows[name] = &row{Group: a.name, Name: title, Unit: "ms"}
+		rows[name] = &row{Group: a.title, Name: title, Unit: "ms"}
 	}
 	for round := -1; round < o.rounds; round++ { // round -1 fills the page cache
 		us, err := execTime(canary, 10)
@@ -158,17 +174,23 @@ func (a *coldArm) rounds(o options, d *daemonUnderTest, res *results, canary str
 			ours[name] = append(ours[name], v)
 		}
 	}
-	ph := phases{Function: a.name, Phases: map[string]float64{}, Total: median(ours["total"])}
+	slices.Sort(ours["total"])
+	ph := phases{Function: a.title, Phases: map[string]float64{}, Total: median(ours["total"]), P99: quantile(ours["total"], 0.99)}
 	for _, name := range phaseNames {
 		ph.Phases[name] = median(ours[name])
 	}
 	res.Phases = append(res.Phases, ph)
-	res.Canary = append(res.Canary, canaryOf("exec of a static program ("+a.name+")", "µs", canaries))
+	res.Canary = append(res.Canary, canaryOf("exec of a static program ("+a.title+")", "µs", canaries))
 	return nil
 }
 
 // ours is one cold invocation, by phase, in ms. Afterwards nothing of the instance is left.
 func (a *coldArm) ours(d *daemonUnderTest) (map[string]float64, error) {
+	if a.spare {
+		if err := d.awaitSpare(a.name); err != nil {
+			return nil, err
+		}
+	}
 	http.DefaultClient.CloseIdleConnections()
 	begin := time.Now()
 	if err := d.invoke(a.name); err != nil {
@@ -182,6 +204,9 @@ func (a *coldArm) ours(d *daemonUnderTest) (map[string]float64, error) {
 	if len(all) != 1 {
 		return nil, fmt.Errorf("%d instances after one cold invocation", len(all))
 	}
+	if _, taken := all[0].Phases["ahead"]; taken != a.spare {
+		return nil, fmt.Errorf("the start took a spare: %v, want %v", taken, a.spare)
+	}
 	p, rest := map[string]float64{"total": total}, total
 	for name, us := range all[0].Phases {
 		if name == "ahead" || name == "handler" { // not of the start
@@ -192,6 +217,25 @@ func (a *coldArm) ours(d *daemonUnderTest) (map[string]float64, error) {
 	}
 	p["handler"] = rest // request, hand-off, handler and answer
 	return p, d.endInstances(a.name)
+}
+
+// callOnce calls the function and ends its instance.
+func (a *coldArm) callOnce(d *daemonUnderTest) error {
+	if err := d.invoke(a.name); err != nil {
+		return err
+	}
+	return d.endInstances(a.name)
+}
+
+// awaitSpare waits until there is a spare of the function.
+func (d *daemonUnderTest) awaitSpare(name string) error {
+	return poll(30*time.Second, func() error {
+		all, err := d.list(name)
+		if err == nil && !slices.ContainsFunc(all, func(i api.InstanceInfo) bool { return i.State == "spare" }) {
+			err = fmt.Errorf("no spare of %s was made within 30 s", name)
+		}
+		return err
+	})
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -4,12 +4,15 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +33,7 @@ type daemonUnderTest struct {
 	log    string
 	cmd    *exec.Cmd
 	client *client.Client
+	spares int // of each version, and on the host
 }
 
 const (
@@ -93,11 +97,14 @@ invoke_group = ""
 [logs]
 journald = "off"
 
+[functions]
+spares = %d
+
 [base_images]
 "public.ecr.aws/lambda/provided:al2023" = "localhost/lfx-base/provided:1"
 "public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
 "public.ecr.aws/lambda/nodejs:18" = "localhost/lfx-base/nodejs:18"
-`, d.state, d.run, d.o.engine, d.cgroup)
+`, d.state, d.run, d.o.engine, d.cgroup, d.spares)
 }
 
 func (d *daemonUnderTest) launch() error {
@@ -118,6 +125,20 @@ func (d *daemonUnderTest) launch() error {
 		_, err := d.client.Version(ctx)
 		return err
 	})
+}
+
+// restart ends lfxd, which takes its instances and its engine along, and starts it with so many spares.
+func (d *daemonUnderTest) restart(spares int) error {
+	progress("restarting lfxd with spares = %d", spares)
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	d.cmd.Wait() //nolint:errcheck // the next start says what is wrong
+	d.spares = spares
+	if err := os.WriteFile(d.config, []byte(d.toml()), 0o600); err != nil {
+		return err
+	}
+	return d.launch()
 }
 
 // ctr runs containerd's own client against the engine.
@@ -165,34 +186,36 @@ func (d *daemonUnderTest) deploy(dir string) error {
 
 // deployCold deploys one function per runtime, none of them warm.
 func (d *daemonUnderTest) deployCold() error {
-	return d.deployProject("cold", 0, map[string]string{"go": "lambda-go", "python": "lambda-python", "nodejs": "lambda-nodejs"})
+	progress("deploying the functions for cold starts")
+	return d.deployProject("cold", "", map[string]string{"go": "lambda-go", "python": "lambda-python", "nodejs": "lambda-nodejs"})
 }
 
 // deployWarm deploys the two functions of the warm rounds, each with warmCount instances.
 func (d *daemonUnderTest) deployWarm() error {
-	return d.deployProject("warm", warmCount, map[string]string{"go": "lambda-go", "raw": ""})
+	progress("deploying the warm functions")
+	return d.deployProject("warm", fmt.Sprintf("concurrency: {min: %d, max: %d}", warmCount, warmCount), map[string]string{"go": "lambda-go", "raw": ""})
 }
 
 // deployProject deploys functions named project-name from folders of contrib/examples; the empty folder
-// means the raw runtime client.
-func (d *daemonUnderTest) deployProject(project string, count int, functions map[string]string) error {
+// means the raw runtime client, which is built once. Each function gets the lines of extra, too.
+func (d *daemonUnderTest) deployProject(project, extra string, functions map[string]string) error {
 	dir := filepath.Join(d.state, project)
 	text := "project: " + project + "\nfunctions:\n"
-	for name, folder := range functions {
-		to := filepath.Join(dir, name)
-		if err := os.MkdirAll(to, 0o755); err != nil {
-			return err
-		}
-		if folder == "" {
-			if err := d.rawFunction(to); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(functions)) {
+		folder := functions[name]
+		to := cmp.Or(folder, "raw")
+		if _, err := os.Stat(filepath.Join(dir, to)); err == nil {
+			// another function's, or of the deploy before
+		} else if folder == "" {
+			if err := d.rawFunction(filepath.Join(dir, to)); err != nil {
 				return err
 			}
-		} else if err := os.CopyFS(to, os.DirFS(filepath.Join(d.o.root, "contrib/examples", folder))); err != nil {
+		} else if err := os.CopyFS(filepath.Join(dir, to), os.DirFS(filepath.Join(d.o.root, "contrib/examples", folder))); err != nil {
 			return err
 		}
-		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    cpu: 2\n    timeout: 10s\n", project, name, name)
-		if count > 0 {
-			text += fmt.Sprintf("    concurrency: {min: %d, max: %d}\n", count, count)
+		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    cpu: 2\n    timeout: 10s\n", project, name, to)
+		if extra != "" {
+			text += "    " + extra + "\n"
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "lfx.yaml"), []byte(text), 0o644); err != nil {
@@ -201,8 +224,20 @@ func (d *daemonUnderTest) deployProject(project string, count int, functions map
 	return d.deploy(dir)
 }
 
+// numbered names n functions of the raw runtime client: 0001, 0002 and so on.
+func numbered(n int) map[string]string {
+	out := map[string]string{}
+	for i := range n {
+		out[fmt.Sprintf("%04d", i+1)] = ""
+	}
+	return out
+}
+
 // rawFunction builds the raw runtime client.
 func (d *daemonUnderTest) rawFunction(to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
 	if err := buildStatic(d.o.root, filepath.Join(to, "bootstrap")); err != nil {
 		return err
 	}
@@ -220,18 +255,18 @@ func buildStatic(root, to string) error {
 	return nil
 }
 
-// instances lists the instances of one function.
+// instances lists the instances of one function but for spares; the empty name stands for all functions.
 func (d *daemonUnderTest) instances(name string) ([]api.InstanceInfo, error) {
+	all, err := d.list(name)
+	return slices.DeleteFunc(all, func(i api.InstanceInfo) bool { return i.State == "spare" }), err
+}
+
+// list lists the instances of one function, or of all, with spares.
+func (d *daemonUnderTest) list(name string) ([]api.InstanceInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	all, err := d.client.Instances(ctx)
-	var out []api.InstanceInfo
-	for _, i := range all {
-		if i.Function == name && i.State != "spare" {
-			out = append(out, i)
-		}
-	}
-	return out, err
+	return slices.DeleteFunc(all, func(i api.InstanceInfo) bool { return name != "" && i.Function != name }), err
 }
 
 // version returns the active version of a function.
@@ -255,20 +290,29 @@ func (d *daemonUnderTest) favour() {
 	}
 }
 
-// endInstances kills the instances of a function and waits until nothing is left of them.
+// endInstances kills the instances of a function, or of all, and waits until nothing is left of them. Spares stay.
 func (d *daemonUnderTest) endInstances(name string) error {
-	return poll(30*time.Second, func() error {
+	killed := map[string]bool{}
+	return poll(60*time.Second, func() error {
 		all, err := d.instances(name)
 		if err != nil {
 			return err
 		}
 		for _, i := range all { // also what was only starting a moment ago
+			killed[i.ID] = true
 			for _, pid := range pidsOf(d.cgroup, i.ID) {
 				syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // it has ended then
 			}
+			d.thaw(i.ID)
 		}
-		if left := files(filepath.Join(d.run, "instances")); len(all)+len(left) > 0 {
-			return fmt.Errorf("%d instances of %s are still there, and something of %d", len(all), name, len(left))
+		left := 0
+		for _, id := range files(filepath.Join(d.run, "instances")) {
+			if killed[id] {
+				left++
+			}
+		}
+		if len(all)+left > 0 {
+			return fmt.Errorf("%d instances of %s are still there, and something of %d", len(all), cmp.Or(name, "all functions"), left)
 		}
 		return nil
 	})
@@ -296,6 +340,14 @@ func pidsOf(parent, id string) (pids []int) {
 		return pids
 	}
 	return nil
+}
+
+// thaw lets a frozen instance take the signal that ends it; v2 does that by itself.
+func (d *daemonUnderTest) thaw(id string) {
+	state := filepath.Join("/sys/fs/cgroup/freezer", d.cgroup, "fn", id, "freezer.state")
+	if _, err := os.Stat(state); err == nil {
+		os.WriteFile(state, []byte("THAWED"), 0) //nolint:errcheck // it has ended then
+	}
 }
 
 func files(dir string) (names []string) {

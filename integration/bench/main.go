@@ -27,7 +27,7 @@ const inNamespace = "LFX_BENCH_IN_NETNS"
 type options struct {
 	short  bool
 	json   bool
-	only   string // comma separated: warm, cold, memory; empty is all
+	only   string // comma separated parts; empty is all
 	hops   string // of the warm rounds, comma separated
 	counts string // of clients
 	cold   string // functions of the cold rounds, comma separated
@@ -62,9 +62,9 @@ func main() {
 
 func parse() options {
 	var o options
-	flag.BoolVar(&o.short, "short", false, "fewer and shorter rounds: below two minutes")
+	flag.BoolVar(&o.short, "short", false, "fewer and shorter rounds: about four minutes")
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON")
-	flag.StringVar(&o.only, "only", "", "measure only these, comma separated: warm, cold, memory")
+	flag.StringVar(&o.only, "only", "", "measure only these, comma separated: "+strings.Join(parts, ", "))
 	flag.StringVar(&o.hops, "hops", "tcp,unix", "warm: over which hops")
 	flag.StringVar(&o.counts, "clients", "1,8,32", "warm: with how many clients")
 	flag.StringVar(&o.cold, "functions", "go,python,nodejs", "cold: which functions")
@@ -76,6 +76,12 @@ func parse() options {
 	flag.BoolVar(&o.favour, "favour", false, "give every arm a better priority than what else runs on the machine (nice -15)")
 	flag.BoolVar(&o.keep, "keep", false, "keep the state and the log")
 	flag.Parse()
+	for part := range strings.SplitSeq(o.only, ",") {
+		if o.only != "" && !slices.Contains(parts, part) {
+			fmt.Fprintf(os.Stderr, "bench: -only %s is not known: %s\n", part, strings.Join(parts, ", "))
+			os.Exit(2)
+		}
+	}
 	o.root, _ = filepath.Abs(o.root) // fails only without a working directory
 	if o.bin == "" {
 		o.bin = filepath.Join(o.root, "build/bin")
@@ -89,6 +95,9 @@ func parse() options {
 	}
 	return o
 }
+
+// parts are what -only knows, in the order in which they are measured.
+var parts = []string{"memory", "cold", "spares", "burst", "starts", "switch", "warm", "scale"}
 
 func (o *options) wants(part string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), part)
@@ -173,28 +182,37 @@ func measure(o options, d *daemonUnderTest, res *results) error {
 		progress("idle memory")
 		res.addIdleMemory("just started", d)
 	}
-	progress("deploying the functions for cold starts")
-	if err := d.deployCold(); err != nil {
-		return err
-	}
-	if o.wants("cold") {
-		if err := coldArms(o, d, res); err != nil {
-			return err
+	for _, step := range []struct {
+		parts   string // that need it
+		prepare func(*daemonUnderTest) error
+		measure func(options, *daemonUnderTest, *results) error
+	}{
+		{"cold memory spares", (*daemonUnderTest).deployCold, nil},
+		{"cold", nil, coldArms},
+		{"memory", nil, func(_ options, d *daemonUnderTest, res *results) error { return instanceMemory(d, res) }},
+		// While there are few functions: a host has spares for those that are called only.
+		{"spares", func(d *daemonUnderTest) error { return d.restart(1) }, spareArms},
+		{"spares", func(d *daemonUnderTest) error { return d.restart(0) }, nil},
+		{"burst starts", (*daemonUnderTest).deployBurst, nil},
+		{"burst", nil, burstRounds},
+		{"starts", nil, startRounds},
+		{"switch", (*daemonUnderTest).deploySwitch, switchRounds},
+		{"warm", (*daemonUnderTest).deployWarm, nil},
+		{"warm", func(d *daemonUnderTest) error { d.favour(); return nil }, warmArms},
+		{"scale", nil, scaleRounds},
+	} {
+		if !slices.ContainsFunc(strings.Fields(step.parts), o.wants) {
+			continue
 		}
-	}
-	if o.wants("memory") {
-		if err := instanceMemory(d, res); err != nil {
-			return err
+		if step.prepare != nil {
+			if err := step.prepare(d); err != nil {
+				return err
+			}
 		}
-	}
-	if o.wants("warm") {
-		progress("deploying the warm functions")
-		if err := d.deployWarm(); err != nil {
-			return err
-		}
-		d.favour()
-		if err := warmArms(o, d, res); err != nil {
-			return err
+		if step.measure != nil {
+			if err := step.measure(o, d, res); err != nil {
+				return err
+			}
 		}
 	}
 	res.Machine.LoadAfter = loadAverage()

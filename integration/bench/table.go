@@ -65,6 +65,7 @@ func (r *results) addRow(x row) {
 type phases struct {
 	Function string             `json:"function"`
 	Total    float64            `json:"total"`
+	P99      float64            `json:"p99"`
 	Phases   map[string]float64 `json:"phases"`
 }
 
@@ -180,13 +181,13 @@ func (r *results) printPhases(w io.Writer) {
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight|tabwriter.Debug)
-	fmt.Fprintf(t, "\nCOLD, ms by phase (medians)\t%s\ttotal\t\n", strings.Join(phaseNames, "\t"))
+	fmt.Fprintf(t, "\nCOLD, ms by phase (medians)\t%s\ttotal\tp99\t\n", strings.Join(phaseNames, "\t"))
 	for _, p := range r.Phases {
 		fmt.Fprintf(t, "%s\t", p.Function)
 		for _, name := range phaseNames {
 			fmt.Fprintf(t, "%.1f\t", p.Phases[name])
 		}
-		fmt.Fprintf(t, "%.1f\t\n", p.Total)
+		fmt.Fprintf(t, "%.1f\t%.1f\t\n", p.Total, p.P99)
 	}
 	t.Flush() //nolint:errcheck // nobody reads it then
 }
