@@ -958,6 +958,8 @@ func (p *Pool) kill(reason string) {
 // Stats is what a pool looks like now.
 type Stats struct {
 	Instances, Idle, Busy, Starting, Queued int
+	// InFlight counts the invocations in progress; above Busy where an instance runs several.
+	InFlight int
 }
 
 // Stats counts the pool's instances and waiters.
@@ -972,6 +974,7 @@ func (p *Pool) Stats() Stats {
 		case busy:
 			st.Busy++
 		}
+		st.InFlight += p.inFlightLocked(s)
 	}
 	return st
 }
@@ -1006,12 +1009,7 @@ func (p *Pool) Instances() []Instance {
 	slots := make([]*slot, 0, len(p.slots))
 	for s := range p.slots {
 		in := Instance{Version: p.version, State: s.stateName(), Release: releaseNumber(s.binding), Used: s.used}
-		switch {
-		case p.atOnce > 1:
-			in.InFlight = s.running
-		case s.state == busy:
-			in.InFlight = 1
-		}
+		in.InFlight = p.inFlightLocked(s)
 		out, slots = append(out, in), append(slots, s)
 	}
 	for b := range p.starts {
@@ -1025,6 +1023,17 @@ func (p *Pool) Instances() []Instance {
 		out[i].MemoryBytes = s.memory()
 	}
 	return out
+}
+
+// inFlightLocked counts the invocations that a slot runs.
+func (p *Pool) inFlightLocked(s *slot) int {
+	switch {
+	case p.atOnce > 1:
+		return s.running
+	case s.state == busy:
+		return 1
+	}
+	return 0
 }
 
 // stateName is the slot's state for people. Pool.mu is held.

@@ -21,6 +21,8 @@ type crowd struct {
 	mu    sync.Mutex // guards what follows; nothing is waited for with it
 	runs  map[string]*run
 	begun bool // there was an invocation
+	// release is that of the newest invocation: of all of them, since the pool is that of one.
+	release int
 	// early are the next calls that were parked before the pool had the worker; started says that it has it.
 	early   int
 	started bool
@@ -70,6 +72,9 @@ func (w *Worker) openOne(req *invocation.Request) *run {
 		return nil
 	}
 	r.first, c.begun = !c.begun, true
+	if req.Binding != nil {
+		c.release = req.Binding.ReleaseNumber()
+	}
 	c.runs[req.ID] = r
 	if len(c.recent) >= recentIDs {
 		c.recent = slices.Delete(c.recent, 0, len(c.recent)-recentIDs+1)
@@ -78,6 +83,9 @@ func (w *Worker) openOne(req *invocation.Request) *run {
 	c.mu.Unlock()
 	if r.first {
 		w.firstEvent(r)
+	}
+	if w.inside == req { // another one may have come first
+		r.start = w.begun
 	}
 	w.tailFor(r)
 	return r
@@ -253,6 +261,7 @@ func (c *crowd) caller(origin invocation.Binding) invocation.Caller {
 // if this instance has or had it; else to none.
 func (w *Worker) print(stream, text string) {
 	e := w.entry(stream, text)
+	e.Release = w.crowd.releaseNumber(w.origin)
 	if len(text) > 0 && text[0] == '{' {
 		var line struct {
 			RequestID string `json:"requestId"`
@@ -261,10 +270,17 @@ func (w *Worker) print(stream, text string) {
 			e.RequestID = line.RequestID
 		}
 	}
-	if b := w.crowd.caller(w.origin).Binding; b != nil {
-		e.Release = b.ReleaseNumber()
-	}
 	w.s.opts.Logs.Append(e)
+}
+
+// releaseNumber is the release of a line, that of the start before there was an invocation.
+func (c *crowd) releaseNumber(origin invocation.Binding) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.begun || origin == nil {
+		return c.release
+	}
+	return origin.ReleaseNumber()
 }
 
 func (c *crowd) knows(id string) bool {
