@@ -107,7 +107,7 @@ func (b *backend) summary(e *store.Environment, rel *function.Release, v *functi
 		if p.Version().Key == v.Key {
 			st := p.Stats()
 			s.Instances += st.Instances
-			s.InFlight += st.Busy
+			s.InFlight += st.InFlight
 		}
 	}
 	return s

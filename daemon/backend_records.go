@@ -104,10 +104,20 @@ func (b *backend) figures() metrics.State {
 	for _, sp := range b.starter.Spares() {
 		spares[version{sp.Version.Key, sp.Version.Number}]++
 	}
+	of := map[version]int{} // a version has a pool for each release where its instances run several invocations at once
 	for _, p := range b.pools.Pools() {
+		v := version{p.Version().Key, p.Version().Number}
 		states, queued := p.States()
-		states["spare"] = spares[version{p.Version().Key, p.Version().Number}]
-		st.Pools = append(st.Pools, metrics.Pool{Key: p.Version().Key, Version: p.Version().Number, States: states, Queued: queued})
+		if i, ok := of[v]; ok {
+			for name, n := range states {
+				st.Pools[i].States[name] += n
+			}
+			st.Pools[i].Queued += queued
+			continue
+		}
+		of[v] = len(st.Pools)
+		states["spare"] = spares[v]
+		st.Pools = append(st.Pools, metrics.Pool{Key: v.Key, Version: v.number, States: states, Queued: queued})
 	}
 	view := b.store.View()
 	for _, e := range view.Environments() {

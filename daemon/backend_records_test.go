@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 	"lfx.dev/lfxd/buildkit"
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/config"
+	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/worker"
@@ -172,4 +174,39 @@ func TestBuildsAreCounted(t *testing.T) {
 		}
 	}
 	w.wantFigures(`lfx_builds_total{result="ok"} 2`, `lfx_builds_total{result="failed"} 1`, `lfx_builds_total{result="cancelled"} 1`, `lfx_build_seconds_count 4`)
+}
+
+// TestVersionWithTwoPoolsHasOneFigure: where instances run several invocations at once, each release has a pool of its own.
+func TestVersionWithTwoPoolsHasOneFigure(t *testing.T) {
+	w := newWorld(t)
+	v := &function.Version{Key: function.Key{Environment: shop, Function: "f"}, Number: 1, Config: function.DefaultConfig()}
+	v.Config.TmpMB = 64 // both fit
+	v.Config.Concurrency = function.Concurrency{Min: 1, PerInstance: 2}
+	for n := range 2 {
+		r, err := w.pools.Prepare(function.Release{Environment: shop, Number: n + 1, Versions: map[string]int{"f": 1}}, map[string]*function.Version{"f": v})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Abort()
+		if err := r.Warm(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen, there := map[string]bool{}, 0
+	for line := range strings.Lines(w.figures()) {
+		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if strings.HasPrefix(line, "#") || value == "" {
+			continue
+		}
+		if seen[series] {
+			t.Errorf("%s} is there twice", series)
+		}
+		seen[series] = true
+		if n, err := strconv.Atoi(value); err == nil && strings.Contains(series, `function="f"`) && strings.Contains(series, `state="`) {
+			there += n // idle, or busy for another moment
+		}
+	}
+	if there != 2 {
+		t.Errorf("there are %d instances, want 2:\n%s", there, w.figures())
+	}
 }

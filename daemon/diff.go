@@ -118,6 +118,7 @@ func settingsOf(c *function.Config) []setting {
 		{"timeout", c.Timeout.String()},
 		{"concurrency.min", optional(c.Concurrency.Min != 0, "%d", c.Concurrency.Min)},
 		{"concurrency.max", optional(c.Concurrency.Max != 0 || c.Concurrency.Stopped, "%d", c.Concurrency.Max)},
+		{"concurrency.per_instance", optional(c.Concurrency.PerInstance != 0, "%d", c.Concurrency.PerInstance)},
 		{"command", words(c.Command)},
 		{"entrypoint", words(c.Entrypoint)},
 		{"workdir", c.Workdir},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -99,13 +100,18 @@ func detailFields(a *app, d *api.FunctionDetail) []field {
 }
 
 func concurrency(c function.Concurrency) string {
-	switch {
-	case c.Stopped:
+	if c.Stopped {
 		return "stopped: every call is throttled"
-	case c.Max == 0:
-		return fmt.Sprintf("%d always warm, at most the daemon's default", c.Min)
 	}
-	return fmt.Sprintf("%d always warm, at most %d", c.Min, c.Max)
+	most := "the daemon's default"
+	if c.Max != 0 {
+		most = strconv.Itoa(c.Max)
+	}
+	text := fmt.Sprintf("%d always warm, at most %s", c.Min, most)
+	if n := c.AtOnce(); n > 1 {
+		text += fmt.Sprintf(", each for up to %d calls at once", n)
+	}
+	return text
 }
 
 // shortDigest is the first 12 hex digits, as containerd's tools show digests.

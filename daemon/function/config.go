@@ -34,6 +34,8 @@ const (
 	MaxCPU     = 64
 	// MaxConcurrency bounds Concurrency.Min and Max; what a host can really hold is far less.
 	MaxConcurrency = 10000
+	// MaxPerInstance bounds Concurrency.PerInstance.
+	MaxPerInstance = 64
 	// MaxArgs and MaxWorkdir are Lambda's limits of ImageConfig: items, characters.
 	MaxArgs    = 1500
 	MaxWorkdir = 1000
@@ -185,6 +187,8 @@ func validateEnvironment(errs *FieldErrors, env map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		at := "environment." + name
 		switch value := env[name]; {
+		case name == maxConcurrencyEnv:
+			errs.add(at, "is reserved: write concurrency.per_instance for invocations that one instance runs at once")
 		case ReservedEnv(name):
 			errs.add(at, "is reserved: the platform sets it; choose another name")
 		case !envName(name):
@@ -240,6 +244,9 @@ func validateConcurrency(errs *FieldErrors, c Concurrency) {
 	}
 	if (c.Max > 0 || c.Stopped) && c.Min > c.Max {
 		errs.add("concurrency.min", "%d is above max, %d", c.Min, c.Max)
+	}
+	if c.PerInstance == 1 || c.PerInstance < 0 || c.PerInstance > MaxPerInstance {
+		errs.add("concurrency.per_instance", "%d is out of range: 2 to %d, or none for one invocation at a time", c.PerInstance, MaxPerInstance)
 	}
 	if c.Stopped && c.Max != 0 {
 		errs.add("concurrency.max", "%d stands beside stopped: a function that is stopped has no maximum", c.Max)

@@ -76,6 +76,11 @@ func TestValidateSpec(t *testing.T) {
 		{"stopped", func(s *Spec) { s.Config.Concurrency.Stopped = true }, "", ""},
 		{"stopped with min", func(s *Spec) { s.Config.Concurrency = Concurrency{Min: 3, Stopped: true} }, "concurrency.min", "above max, 0"},
 		{"stopped with max", func(s *Spec) { s.Config.Concurrency = Concurrency{Max: 3, Stopped: true} }, "concurrency.max", "stopped"},
+		{"several at once", func(s *Spec) { s.Config.Concurrency.PerInstance = 64 }, "", ""},
+		{"one at once", func(s *Spec) { s.Config.Concurrency.PerInstance = 1 }, "concurrency.per_instance", "out of range: 2 to 64"},
+		{"too many at once", func(s *Spec) { s.Config.Concurrency.PerInstance = 65 }, "concurrency.per_instance", "65 is out of range"},
+		{"fewer than none at once", func(s *Spec) { s.Config.Concurrency.PerInstance = -1 }, "concurrency.per_instance", "-1 is out of range"},
+		{"own concurrency", func(s *Spec) { s.Config.Environment = map[string]string{"AWS_LAMBDA_MAX_CONCURRENCY": "4"} }, "environment.AWS_LAMBDA_MAX_CONCURRENCY", "write concurrency.per_instance"},
 		{"negative min", func(s *Spec) { s.Config.Concurrency.Min = -1 }, "concurrency.min", "out of range"},
 		{"port", func(s *Spec) { s.Port = 65536 }, "port", "not a port"},
 	} {

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// maxConcurrencyEnv switches runtimes to several invocations at once; see Concurrency.PerInstance.
+const maxConcurrencyEnv = "AWS_LAMBDA_MAX_CONCURRENCY"
+
 // reservedEnv holds the names that belong to the platform, sorted (AWS Lambda Developer Guide,
 // "Defined runtime environment variables"). A customer may not set them; what an image sets is replaced or dropped.
 var reservedEnv = []string{
@@ -21,7 +24,7 @@ var reservedEnv = []string{
 	"AWS_LAMBDA_INITIALIZATION_TYPE",
 	"AWS_LAMBDA_LOG_GROUP_NAME",
 	"AWS_LAMBDA_LOG_STREAM_NAME",
-	"AWS_LAMBDA_MAX_CONCURRENCY",
+	maxConcurrencyEnv,
 	"AWS_LAMBDA_RUNTIME_API",
 	"AWS_REGION",
 	"AWS_SECRET_ACCESS_KEY",

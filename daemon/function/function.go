@@ -69,7 +69,13 @@ type Concurrency struct {
 	Max int `json:"max"`
 	// Stopped is the manifest's max: 0: the function must not run, every call is throttled. Max is zero then.
 	Stopped bool `json:"stopped,omitempty"`
+	// PerInstance is how many invocations one instance runs at once, 2 to 64, in the runtime's own
+	// multi-concurrency mode; zero means one, which is never written as 1.
+	PerInstance int `json:"per_instance,omitempty"`
 }
+
+// AtOnce is how many invocations one instance may run at a time, at least 1.
+func (c Concurrency) AtOnce() int { return max(c.PerInstance, 1) }
 
 // Cores returns the CPU share in cores.
 func (c Config) Cores() float64 {

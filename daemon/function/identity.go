@@ -44,6 +44,10 @@ func Identity(img Image, cfg Config) string {
 	if cfg.Concurrency.Stopped { // only then, so that earlier versions keep their identity
 		h.text("stopped")
 	}
+	if n := cfg.Concurrency.PerInstance; n != 0 { // likewise
+		h.text("per instance")
+		h.number(uint64(n))
+	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
 

@@ -50,6 +50,7 @@ var (
 	concurrencyFields = []field[function.Concurrency]{
 		{"min", (*decoder).concurrencyMin},
 		{"max", (*decoder).concurrencyMax},
+		{"per_instance", (*decoder).concurrencyPerInstance},
 	}
 )
 
@@ -306,6 +307,17 @@ func (d *decoder) concurrencyMin(v value, c *function.Concurrency) {
 func (d *decoder) concurrencyMax(v value, c *function.Concurrency) {
 	n, ok := d.integer(v)
 	c.Max, c.Stopped = n, ok && n == 0
+}
+
+// concurrencyPerInstance keeps 1, the default, as zero: it changes no version.
+func (d *decoder) concurrencyPerInstance(v value, c *function.Concurrency) {
+	switch n, ok := d.integer(v); {
+	case !ok || n == 1:
+	case n < 1 || n > function.MaxPerInstance:
+		d.wrong(v, "%d is out of range: 1 to %d", n, function.MaxPerInstance)
+	default:
+		c.PerInstance = n
+	}
 }
 
 func (d *decoder) command(v value, f *functionDecl) {

@@ -51,12 +51,16 @@ func (b begun) on(s *slot) {
 		b.again()
 		return
 	}
-	if w, ok := s.worker.(Beginner); ok {
-		s.running = b
+	if w, ok := s.worker.(Beginner); ok && b.pool.atOnce > 1 {
+		if w.Begin(b.req, &ticket{b, s}) {
+			return
+		}
+	} else if ok {
+		s.only = b
 		if w.Begin(b.req, s) {
 			return
 		}
-		s.running = begun{}
+		s.only = begun{}
 	}
 	b.pool.group.Go(func() { // ends with the invocation
 		b.ended(s, s.worker.Invoke(b.req))
@@ -75,19 +79,27 @@ func (b begun) again() {
 
 // Ended implements Done: the worker's outcome passes through the slot.
 func (s *slot) Ended(out *invocation.Outcome) {
-	b := s.running
-	s.running = begun{}
+	b := s.only
+	s.only = begun{}
 	b.ended(s, out)
 }
 
 // ended tells the outcome, or tries another worker. The slot may serve the next request already.
 func (b begun) ended(s *slot, out *invocation.Outcome) {
+	many := b.pool.atOnce > 1
 	if out == nil {
+		if many {
+			b.pool.release(s, false)
+		}
 		b.again()
 		return
 	}
 	s.answered.Store(time.Now().UnixNano())
-	b.done.Complete(out, nil)
+	back := out.Result != invocation.TimedOut
+	b.done.Complete(out, nil) // out is the client's from here on
+	if many {
+		b.pool.release(s, back)
+	}
 }
 
 // done is who learns the outcome of a request that nobody waits for; nil when somebody does.

@@ -27,6 +27,9 @@
 // A request needs no goroutine that waits for it (Bound.Begin): who frees an instance hands the next event out
 // (Pool.grant), and the outcome goes to a Completion. Bound.Invoke is for callers that have a goroutine anyhow.
 //
+// Where a version's instances run several invocations at once, a slot takes as many requests as its runtime has parked next
+// calls, and the pool is that of one release (many.go).
+//
 // The package imports neither containerd nor SQLite: a Starter makes instances.
 //
 // Locks: environment.mu serialises switches; Manager.mu guards the environments and pools; neither is taken on

@@ -104,6 +104,9 @@ func (p *Pool) thawed(s *slot) bool {
 	err := s.worker.(Freezer).Thaw()
 	s.frost.Unlock()
 	if err == nil {
+		if p.atOnce > 1 {
+			p.melted(s)
+		}
 		return true
 	}
 	p.mu.Lock()

@@ -99,9 +99,12 @@ func (p *Pool) prewarmLocked(now time.Time) {
 // learn takes over what is known of the version before.
 func (p *Pool) learn(before *Pool) {
 	before.mu.Lock()
-	known, cost, idleMB := before.known, before.cost, before.idleMB
+	known, cost, idleMB, parks := before.known, before.cost, before.idleMB, before.parks
 	before.mu.Unlock()
 	p.known, p.cost, p.idleMB = known, cost, idleMB
+	if before.key.number == p.key.number {
+		p.parks = parks
+	}
 }
 
 // observeMemoryLocked notes what an idle instance holds, in bytes.

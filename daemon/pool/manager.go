@@ -70,9 +70,10 @@ type Manager struct {
 	closed  bool
 }
 
+// versionKey names a pool. release is zero except where instances run several invocations at once; see keyOf.
 type versionKey struct {
 	function.Key
-	number int
+	number, release int
 }
 
 // entry is a pool with the number of its users, guarded by Manager.mu.
@@ -115,7 +116,7 @@ func (m *Manager) maxOf(v *function.Version) int64 {
 
 // refLocked returns the pool of a version with one more reference.
 func (m *Manager) refLocked(v *function.Version, b invocation.Binding) *Pool {
-	k := versionKey{v.Key, v.Number}
+	k := keyOf(v, b)
 	e := m.pools[k]
 	if e == nil {
 		e = &entry{pool: m.newPoolLocked(v, b)}
@@ -134,7 +135,7 @@ func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool
 	p := &Pool{
 		version: v, starter: m.opts.Starter, limit: l, host: m.host, memory: m.memory, opts: m.opts, log: m.opts.Log,
 		ctx: m.ctx, group: &m.group, workers: &m.workers, slots: map[*slot]struct{}{}, starts: map[*beginning]struct{}{},
-		binding: b, closed: m.closed,
+		binding: b, closed: m.closed, key: keyOf(v, b), atOnce: v.Config.Concurrency.AtOnce(),
 	}
 	for _, l := range p.limits() {
 		l.join(p)
@@ -147,8 +148,7 @@ func (m *Manager) newPoolLocked(v *function.Version, b invocation.Binding) *Pool
 }
 
 // unrefLocked drops one reference and returns the pool when that was the last.
-func (m *Manager) unrefLocked(v *function.Version) *Pool {
-	k := versionKey{v.Key, v.Number}
+func (m *Manager) unrefLocked(k versionKey) *Pool {
 	e := m.pools[k]
 	if e == nil {
 		return nil

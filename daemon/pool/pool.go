@@ -15,11 +15,12 @@ import (
 	"lfx.dev/lfxd/daemon/pool/policy"
 )
 
-// Worker is one instance as its pool sees it: it runs one invocation at a time.
+// Worker is one instance as its pool sees it: it runs one invocation at a time, or as many as the runtime has parked next
+// calls where its version's concurrency.per_instance is above 1.
 type Worker interface {
 	ID() string
 	// Invoke runs one invocation to its outcome. It never returns before the answer is known or the
-	// timeout has passed; nil means that the instance had ended before it got the event. After it, the worker either calls Events.Idle once it can take another
+	// timeout has passed; nil means that the instance had ended before it got the event, or that it had no next parked for one of several. After it, the worker either calls Events.Idle once it can take another
 	// invocation, or Events.Gone once it never will.
 	Invoke(req *invocation.Request) *invocation.Outcome
 	// Close ends the instance. It returns at once; Events.Gone follows when nothing is left of it.
@@ -55,7 +56,7 @@ type WorkerInfo struct {
 // Events are the calls that a worker makes to its pool. They may come from any goroutine and must
 // not be made with a lock held that the pool's calls into the worker need.
 type Events struct {
-	// Idle: the runtime is back in next after an invocation.
+	// Idle: the runtime is back in next after an invocation. Where it runs several at once: for every next but the first.
 	Idle func()
 	// Dying: the worker will not take another invocation (its process ended, or it was reset).
 	Dying func()
@@ -137,9 +138,17 @@ type slot struct {
 	// answered is when the invocation in progress was answered, in Unix nanoseconds, and zero before:
 	// the runtime is on its way back to next and will be idle in a moment.
 	answered atomic.Int64
-	// running is the request that Beginner.Begin runs. Whoever made the slot busy owns it until the outcome is
+	// only is the request that Beginner.Begin runs. Whoever made the slot busy owns it until the outcome is
 	// known.
-	running begun
+	only begun
+
+	// What follows is used where an instance runs several invocations at once (many.go): how many it runs, how many more
+	// it could take, the most that both ever were together, and how many of those that were answered are not back in next.
+	running, places, most, owed int
+	// ready is when its start was over. open: it is in Pool.open. thawing: who took it thaws it. yields: it takes nothing
+	// more and ends with what it runs.
+	ready                 time.Time
+	open, thawing, yields bool
 }
 
 // settleTime is how long an instance may take from its answer to its next request for work before the
@@ -180,6 +189,8 @@ type Pool struct {
 	limit   *limit // instances of the function, across its versions
 	host    *limit // instances of all functions
 	memory  *limit // memory of all instances of the host, in MiB
+	key     versionKey
+	atOnce  int // invocations that an instance may run at once
 	opts    Options
 	log     *slog.Logger
 	ctx     context.Context // ends when the manager closes
@@ -192,6 +203,8 @@ type Pool struct {
 	slots    map[*slot]struct{} // every worker that is not gone
 	ending   int                // slots that are leaving
 	idle     []*slot            // stack: the hottest is last
+	open     []*slot            // busy ones that could take more, as idle; see many.go
+	parks    int                // the most that an instance was seen to take at once; 0 before
 	head     *waiter
 	tail     *waiter
 	waiting  int                     // waiters in the queue
@@ -236,8 +249,14 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 		if !p.thawed(s) {
 			continue
 		}
-		if outcome = s.worker.Invoke(req); outcome != nil {
+		outcome = s.worker.Invoke(req)
+		if outcome != nil {
 			s.answered.Store(time.Now().UnixNano())
+		}
+		if p.atOnce > 1 {
+			p.release(s, outcome != nil && outcome.Result != invocation.TimedOut)
+		}
+		if outcome != nil {
 			return outcome, nil
 		}
 		if ctx.Err() != nil {
@@ -248,6 +267,9 @@ func (p *Pool) invoke(ctx context.Context, req *invocation.Request) (*invocation
 
 // takeIdleLocked takes the hottest idle slot for a request, or returns nil. The caller must thaw it.
 func (p *Pool) takeIdleLocked(req *invocation.Request) *slot {
+	if p.atOnce > 1 {
+		return p.takePlaceLocked(req)
+	}
 	n := len(p.idle)
 	if n == 0 {
 		return nil
@@ -313,12 +335,21 @@ func (p *Pool) wait(ctx context.Context, w *waiter) (*slot, *invocation.Outcome,
 	if !p.cancel(w) { // granted in the same moment: use it, or give it back
 		g := <-w.ready
 		if g.slot != nil && ctx.Err() != nil {
-			p.idleAgain(g.slot)
+			p.unused(g.slot)
 			return nil, nil, cause
 		}
 		return g.slot, g.outcome, g.err
 	}
 	return nil, nil, cause
+}
+
+// unused takes back a slot that was granted to a request which went away.
+func (p *Pool) unused(s *slot) {
+	if p.atOnce > 1 {
+		p.giveBack(s)
+		return
+	}
+	p.idleAgain(s)
 }
 
 // overdue is why a request waited for too long: all instances are busy, or none could be started.
@@ -442,9 +473,15 @@ func (p *Pool) missingLocked() int {
 		return 0
 	}
 	settling := p.settlingLocked()
+	if p.atOnce > 1 {
+		settling = p.comingLocked()
+	}
 	if settling > 0 && !p.recheck {
 		p.recheck = true
 		p.group.Go(p.startLater)
+	}
+	if p.atOnce > 1 {
+		return p.shortLocked(settling)
 	}
 	return max(0, p.waiting-p.starting-settling)
 }
@@ -582,7 +619,10 @@ func (p *Pool) startOne(b *beginning, phase InitPhase, w *waiter) error {
 	p.memory.ready(p)
 	took := time.Since(s.begun)
 	p.mu.Lock()
-	s.worker = worker
+	s.worker, s.ready = worker, time.Now()
+	if w != nil && p.atOnce > 1 { // the first next is for w
+		s.running, s.most = 1, 1
+	}
 	p.slots[s] = struct{}{}
 	p.startedLocked(b)
 	p.observeStartLocked(took)
@@ -681,6 +721,10 @@ func backoff(n int) time.Duration {
 
 // idleAgain hands a free slot to the oldest waiter, or puts it on the idle stack.
 func (p *Pool) idleAgain(s *slot) {
+	if p.atOnce > 1 {
+		p.placeAgain(s)
+		return
+	}
 	now := time.Now()
 	p.mu.Lock()
 	if s.state == leaving {
@@ -728,12 +772,10 @@ func (p *Pool) dying(s *slot) {
 // leaveLocked marks a slot as leaving and removes it from the idle stack.
 func (p *Pool) leaveLocked(s *slot) {
 	if s.state == idle {
-		for i, o := range p.idle {
-			if o == s {
-				p.idle = append(p.idle[:i], p.idle[i+1:]...)
-				break
-			}
-		}
+		p.idle = without(p.idle, s)
+	}
+	if s.open {
+		p.open, s.open = without(p.open, s), false
 	}
 	if s.callOff != nil {
 		s.callOff()
@@ -879,6 +921,9 @@ func (p *Pool) close() {
 	for _, s := range old {
 		p.leaveLocked(s)
 	}
+	for _, s := range slices.Clone(p.open) { // these end with what they run
+		p.openLocked(s)
+	}
 	p.notifyLocked()
 	var refused []*waiter
 	for w := p.popLocked(); w != nil; w = p.popLocked() {
@@ -913,6 +958,8 @@ func (p *Pool) kill(reason string) {
 // Stats is what a pool looks like now.
 type Stats struct {
 	Instances, Idle, Busy, Starting, Queued int
+	// InFlight counts the invocations in progress; above Busy where an instance runs several.
+	InFlight int
 }
 
 // Stats counts the pool's instances and waiters.
@@ -927,6 +974,7 @@ func (p *Pool) Stats() Stats {
 		case busy:
 			st.Busy++
 		}
+		st.InFlight += p.inFlightLocked(s)
 	}
 	return st
 }
@@ -961,9 +1009,7 @@ func (p *Pool) Instances() []Instance {
 	slots := make([]*slot, 0, len(p.slots))
 	for s := range p.slots {
 		in := Instance{Version: p.version, State: s.stateName(), Release: releaseNumber(s.binding), Used: s.used}
-		if s.state == busy {
-			in.InFlight = 1
-		}
+		in.InFlight = p.inFlightLocked(s)
 		out, slots = append(out, in), append(slots, s)
 	}
 	for b := range p.starts {
@@ -977,6 +1023,17 @@ func (p *Pool) Instances() []Instance {
 		out[i].MemoryBytes = s.memory()
 	}
 	return out
+}
+
+// inFlightLocked counts the invocations that a slot runs.
+func (p *Pool) inFlightLocked(s *slot) int {
+	switch {
+	case p.atOnce > 1:
+		return s.running
+	case s.state == busy:
+		return 1
+	}
+	return 0
 }
 
 // stateName is the slot's state for people. Pool.mu is held.

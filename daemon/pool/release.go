@@ -226,7 +226,7 @@ func (m *Manager) unpin(env function.Environment) {
 			continue
 		}
 		e.pinned = false
-		if p := m.unrefLocked(e.pool.version); p != nil {
+		if p := m.unrefLocked(k); p != nil {
 			last = append(last, p)
 		}
 	}
@@ -287,8 +287,8 @@ func (r *Release) finish() {
 		var last []*Pool
 		m.mu.Lock()
 		delete(m.live, r)
-		for _, v := range r.versions {
-			if p := m.unrefLocked(v); p != nil {
+		for name := range r.versions {
+			if p := m.unrefLocked(r.pools[name].key); p != nil {
 				last = append(last, p)
 			}
 		}
@@ -371,8 +371,8 @@ func (r *Release) unbind() {
 type Bound struct {
 	release *Release
 	pool    *Pool
-	pinned  *function.Version // an extra reference to give back, for versions outside the release
-	root    bool              // no other invocation made it, and it runs what the release has
+	pinned  bool // pool is an extra reference to give back: its version is outside the release
+	root    bool // no other invocation made it, and it runs what the release has
 
 	// begun and done belong to the invocation that Begin began.
 	begun time.Time
@@ -458,8 +458,8 @@ func (b *Bound) At(v *function.Version) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	b.pool = m.refLocked(v, b.release)
-	b.pinned = v
-	if e := m.pools[versionKey{v.Key, v.Number}]; !e.pinned {
+	b.pinned = true
+	if e := m.pools[b.pool.key]; !e.pinned {
 		e.pinned = true
 		e.refs++ // kept until a sweep finds it unused
 	}
@@ -510,10 +510,10 @@ func (b *Bound) Leave(req *invocation.Request, cause error) { b.pool.leave(req, 
 
 // Close implements invocation.Route.
 func (b *Bound) Close() {
-	if b.pinned != nil {
+	if b.pinned {
 		m := b.release.manager
 		m.mu.Lock()
-		last := m.unrefLocked(b.pinned)
+		last := m.unrefLocked(b.pool.key)
 		m.mu.Unlock()
 		if last != nil {
 			last.close()

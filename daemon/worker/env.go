@@ -16,8 +16,9 @@ const RuntimeAPI = "127.0.0.1:9001"
 
 // environ builds the runtime's process environment. Precedence, weakest first: the image, the
 // customer, platform defaults that may be overridden, credentials, the platform's own
-// (AWS Lambda Developer Guide, "Defined runtime environment variables"). _HANDLER and AWS_LAMBDA_MAX_CONCURRENCY are never set:
-// the first belongs to the image's entrypoint, the second switches runtimes into another mode.
+// (AWS Lambda Developer Guide, "Defined runtime environment variables"). _HANDLER is never set: it belongs to the image's
+// entrypoint. AWS_LAMBDA_MAX_CONCURRENCY switches runtimes into another mode and is set for concurrency.per_instance above 1 only;
+// the log format is JSON then, because only the runtime knows which of its invocations a line belongs to.
 func environ(v *function.Version, region, logStream string) []string {
 	e := newEnv()
 	for _, kv := range v.Image.Env {
@@ -30,6 +31,10 @@ func environ(v *function.Version, region, logStream string) []string {
 	}
 	e.setDefault("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin")
 	e.setDefault("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR")
+	if n := v.Config.Concurrency.AtOnce(); n > 1 {
+		e.set("AWS_LAMBDA_MAX_CONCURRENCY", strconv.Itoa(n))
+		e.setDefault("AWS_LAMBDA_LOG_FORMAT", "JSON")
+	}
 	e.setDefault("AWS_LAMBDA_LOG_FORMAT", "Text")
 	// SDKs fail in odd ways without credentials; these are not secrets and open nothing.
 	e.set("AWS_ACCESS_KEY_ID", "LFXINSTANCE"+function.Account(v.Environment)[:9])

@@ -165,6 +165,7 @@ type Worker struct {
 	clock   *time.Timer // runs tick when the newest invocation is due; guarded by gate
 	number  string      // of the version, for the log
 	dieOnce sync.Once
+	crowd   *crowd // when the instance runs several invocations at once, else nil
 }
 
 // run is one invocation in progress. All but done and answered is written before it is published, or
@@ -190,6 +191,7 @@ type run struct {
 	due atomic.Int64
 	// answered says that the runtime is on its way back to next.
 	answered atomic.Bool
+	clock    *time.Timer // where several run at once; guarded by crowd.mu
 }
 
 // ending is how the Runtime API says that an invocation ended.
@@ -219,11 +221,24 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 	w.drain() // what init has printed does not belong to the first invocation
 	w.cur.Store(nil)
 	s.group.Go(w.watch)
+	if w.crowd != nil {
+		if n := w.crowd.start(); n > 0 {
+			s.group.Go(func() { // the pool takes them as soon as it has the worker
+				for range n {
+					w.events.Idle()
+				}
+			})
+		}
+	}
 	return w, nil
 }
 
 func (s *Starter) newWorker(v *function.Version) *Worker {
-	return &Worker{s: s, version: v, number: strconv.Itoa(v.Number)}
+	w := &Worker{s: s, version: v, number: strconv.Itoa(v.Number)}
+	if n := v.Config.Concurrency.AtOnce(); n > 1 {
+		w.crowd = newCrowd(n)
+	}
+	return w
 }
 
 // assign says what the worker is started for. begun is when that was asked.
@@ -348,6 +363,8 @@ func (w *Worker) serve(l net.Listener) {
 		Fallback: w.s.opts.LambdaAPI(w.version.Environment, w.caller),
 		Log:      w.s.opts.Log.With("instance", w.id),
 		OnIdle:   w.onIdle,
+
+		Concurrency: w.version.Config.Concurrency.AtOnce(),
 	})
 	w.api = srv
 	w.s.group.Go(func() { // ends with closeAPI
@@ -360,6 +377,9 @@ func (w *Worker) serve(l net.Listener) {
 // caller is whom calls made by the function belong to: the invocation in progress with its release,
 // else the release that started the instance.
 func (w *Worker) caller() invocation.Caller {
+	if w.crowd != nil {
+		return w.crowd.caller(w.origin)
+	}
 	if r := w.cur.Load(); r != nil && r.req.Binding != nil {
 		return invocation.Caller{Binding: r.req.Binding, RequestID: r.req.ID}
 	}
@@ -373,7 +393,11 @@ func (w *Worker) capture() error {
 		file   *os.File
 	}{{logs.StreamStdout, w.inst.Stdout()}, {logs.StreamStderr, w.inst.Stderr()}} {
 		c, err := logs.NewCapture(f.file, func(line []byte, more bool) {
-			w.emit(w.cur.Load(), f.stream, logs.Message(line, more))
+			if r := w.cur.Load(); r != nil || w.crowd == nil {
+				w.emit(r, f.stream, logs.Message(line, more))
+			} else {
+				w.print(f.stream, logs.Message(line, more))
+			}
 		}, logs.CaptureOptions{Dropped: func(lines, bytes int64) {
 			w.platform(w.cur.Load(), logs.DroppedLines(lines, bytes, "the function writes too fast"))
 		}})
@@ -388,9 +412,14 @@ func (w *Worker) capture() error {
 // platform stores one line of the platform's own.
 func (w *Worker) platform(r *run, text string) { w.emit(r, logs.StreamPlatform, text) }
 
+// entry makes a line that belongs to no invocation.
+func (w *Worker) entry(stream, text string) logs.Entry {
+	return logs.Entry{Time: time.Now(), Key: w.version.Key, Version: w.version.Number, Instance: w.id, Stream: stream, Message: text}
+}
+
 // emit stores one line under an invocation, or under none.
 func (w *Worker) emit(r *run, stream, text string) {
-	e := logs.Entry{Time: time.Now(), Key: w.version.Key, Version: w.version.Number, Instance: w.id, Stream: stream, Message: text}
+	e := w.entry(stream, text)
 	if r != nil {
 		e.RequestID = r.req.ID
 		if r.req.Binding != nil {
@@ -514,6 +543,9 @@ func (w *Worker) startPhases() map[string]time.Duration {
 // Invoke implements pool.Worker. It returns nil when the process ended before the event was handed
 // out: no handler code ran, so another instance may take it.
 func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
+	if w.crowd != nil {
+		return w.invokeOne(req)
+	}
 	w.gate.Lock()
 	r := w.open(req)
 	r.ended = make(chan ending, 1)
@@ -528,6 +560,9 @@ func (w *Worker) Invoke(req *invocation.Request) *invocation.Outcome {
 // Begin implements pool.Beginner: the goroutine that reads the runtime's answer carries the invocation to
 // its end. A log tail is for Invoke, because it waits for what the function printed.
 func (w *Worker) Begin(req *invocation.Request, done pool.Done) bool {
+	if w.crowd != nil {
+		return w.beginOne(req, done)
+	}
 	if req.Tail || !w.api.Idle() {
 		return false
 	}
@@ -542,7 +577,12 @@ func (w *Worker) Begin(req *invocation.Request, done pool.Done) bool {
 
 // Answered implements rapi.Completion.
 func (r *run) Answered(res *rapi.Result, err error) {
-	if r.ended == nil {
+	switch {
+	case r.ended != nil:
+	case r.w.crowd != nil:
+		r.w.concludeOne(r, res, err)
+		return
+	default:
 		r.w.conclude(r, res, err)
 		return
 	}
@@ -574,16 +614,20 @@ func (w *Worker) settled(r *run) bool {
 
 // handOut gives the event to the runtime. With an error nothing was handed out, and Answered will not be called.
 func (w *Worker) handOut(r *run) error {
-	timeout := w.version.Config.Timeout
 	w.cur.Store(r)
-	w.platform(r, logs.Start(r.req.ID, w.number))
-	r.inv = rapi.Invocation{
-		RequestID: r.req.ID, Deadline: r.start.Add(timeout), FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
-		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
-	}
-	r.due.Store(int64(timeout))
+	w.event(r)
+	r.due.Store(int64(w.version.Config.Timeout))
 	w.wakeAt(time.Until(r.inv.Deadline))
 	return w.api.Start(&r.inv, r)
+}
+
+// event prints START and makes the event.
+func (w *Worker) event(r *run) {
+	w.platform(r, logs.Start(r.req.ID, w.number))
+	r.inv = rapi.Invocation{
+		RequestID: r.req.ID, Deadline: r.start.Add(w.version.Config.Timeout), FunctionARN: r.req.FunctionARN, TraceID: r.req.TraceID,
+		ClientContext: r.req.ClientContext, TenantID: r.req.TenantID, Payload: r.req.Payload,
+	}
 }
 
 // wakeAt runs tick after d. gate is held.
@@ -739,6 +783,12 @@ func (w *Worker) crashed(r *run) *invocation.Outcome {
 
 // onIdle is called when the runtime is back in next after an answer: the invocation phase is over.
 func (w *Worker) onIdle() {
+	if w.crowd != nil {
+		if w.crowd.parked() {
+			w.events.Idle()
+		}
+		return
+	}
 	w.gate.Lock() // the answer may still be on its way out of conclude
 	w.finishCurrent()
 	w.gate.Unlock()
@@ -759,6 +809,14 @@ func (w *Worker) finish(r *run) {
 		return
 	}
 	w.drain()
+	w.report(r)
+	if r.status == logs.StatusSuccess && r.tail == nil {
+		w.cur.CompareAndSwap(r, nil)
+	}
+}
+
+// report prints END and REPORT of an invocation, and before them why it crashed.
+func (w *Worker) report(r *run) {
 	id := r.req.ID
 	if r.detail != "" {
 		for _, line := range logs.Crash(id, r.detail, r.errType) {
@@ -774,9 +832,6 @@ func (w *Worker) finish(r *run) {
 		f.Init, f.Phases = &w.initDur, w.reported(r)
 	}
 	w.platform(r, logs.Report(f))
-	if r.status == logs.StatusSuccess && r.tail == nil {
-		w.cur.CompareAndSwap(r, nil)
-	}
 }
 
 // drain stores everything that is in the pipes now.
@@ -805,6 +860,9 @@ func (w *Worker) die(reason string) {
 			w.events.Dying()
 			w.s.opts.Log.Debug("instance ends", "instance", w.id, "function", w.version.Key.String(), "reason", reason)
 			w.inst.Kill()
+			if w.crowd != nil {
+				w.crowd.end()
+			}
 			w.gate.Lock()     // an invocation in progress sees the exit and ends first
 			w.finishCurrent() // and one that was answered gets its END here, if the runtime did not come back
 			if w.clock != nil {

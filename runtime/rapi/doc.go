@@ -23,6 +23,14 @@
 // answered 403 (Ready to Ready): a runtime that lost its connection and asks again must not be
 // turned away because the loss of the old connection has not been noticed yet.
 //
+// # Several invocations at once
+//
+// With Options.Concurrency N above 1 up to N next calls are parked, each on its own connection, and up to N
+// invocations are in progress; an answer finds its own by the request ID (many.go). The runtime is Ready after the
+// first next and stays so. Each invocation ends alone: a second answer is 400 InvalidRequestID, one that comes after
+// Cancel is 410 Runtime.InvokeTimeout, and neither that nor a wrong response mode harms the others. A next beyond N is
+// refused with Runtime.TooManyIdleRuntimes. Up to N bodies are held in memory.
+//
 // # Connections
 //
 // One goroutine per connection reads requests with a small HTTP/1.1 codec of our own. While its

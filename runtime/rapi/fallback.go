@@ -208,6 +208,10 @@ func (h handler) answer(w http.ResponseWriter, inv *Invocation) {
 // unparkHTTP takes back the next of a connection that ended.
 func (s *Server) unparkHTTP(ch chan *Invocation) {
 	s.mu.Lock()
+	if s.many != nil {
+		s.unparkOneOfMany(ch) // unlocks
+		return
+	}
 	defer s.mu.Unlock()
 	if s.parked.http == ch {
 		s.parked = waiter{}

@@ -123,11 +123,15 @@ func (r *Result) Release() {
 
 // Start hands the event to the runtime's parked next, or leaves it to the one that comes, and returns. done
 // learns when the runtime has posted its response or error, which may be before Start returns. One
-// invocation at a time: a second one is refused with errdefs.ErrFailedPrecondition. With an error nothing
+// invocation at a time, or Options.Concurrency: a further one, or one of a request ID that is in progress, is refused
+// with errdefs.ErrFailedPrecondition. With an error nothing
 // was begun, it wraps ErrNotDelivered when the instance has ended, and done is not called.
 //
 // An event that does not fit into the socket's buffer is written as the runtime reads it.
 func (s *Server) Start(inv *Invocation, done Completion) error {
+	if s.many != nil {
+		return s.startOneOfMany(inv, done)
+	}
 	s.mu.Lock()
 	if err := s.admitLocked(); err != nil {
 		s.mu.Unlock()
@@ -149,7 +153,7 @@ func (s *Server) Start(inv *Invocation, done Completion) error {
 	w.conn.wmu.Lock() // free: a parked connection's goroutine does not write
 	kick := w.conn.pipelined
 	s.mu.Unlock()
-	s.deliver(inv, w.conn, kick)
+	_ = s.deliver(inv, w.conn, kick) // the next that follows gets it
 	return nil
 }
 
@@ -230,8 +234,11 @@ func (s *Server) handOutLocked() {
 }
 
 // cloneEventLocked is the current event in memory of its own, because its writer may outlive Invoke.
-func (s *Server) cloneEventLocked() *Invocation {
-	clone := *s.flight.inv
+func (s *Server) cloneEventLocked() *Invocation { return cloneEvent(s.flight.inv) }
+
+func cloneEvent(inv *Invocation) *Invocation {
+	clone := *inv
+	clone.flight = flight{}
 	clone.Value = nil
 	clone.Payload = bytes.Clone(clone.Payload)
 	return &clone
@@ -242,9 +249,9 @@ func (s *Server) cloneEventLocked() *Invocation {
 const joinLimit = 4 << 10
 
 // deliver writes the event to a parked connection, whose wmu is held, and releases it. When the write
-// fails the connection is closed and the event stays current: the next that follows gets it. The
-// invocation may end meanwhile: a runtime can answer before it has read the event.
-func (s *Server) deliver(inv *Invocation, c *conn, kick bool) {
+// fails the connection is closed and the event stays current. The invocation may end meanwhile: a runtime can
+// answer before it has read the event.
+func (s *Server) deliver(inv *Invocation, c *conn, kick bool) error {
 	defer c.wmu.Unlock()
 	head, payload := appendEvent(c.out[:0], inv), inv.event()
 	if len(payload) <= joinLimit {
@@ -261,6 +268,7 @@ func (s *Server) deliver(inv *Invocation, c *conn, kick bool) {
 	if err != nil {
 		_ = c.nc.Close()
 	}
+	return err
 }
 
 // keepOut is the largest buffer for event heads that a connection keeps, in bytes.
@@ -284,7 +292,7 @@ func (s *Server) writeRest(inv *Invocation, c *conn, head, payload []byte, n int
 		bufs = append(bufs, rest)
 	}
 	s.mu.Lock()
-	if s.flight != &inv.flight {
+	if !s.fliesLocked(inv) {
 		s.mu.Unlock()
 		return errEnded
 	}
@@ -294,10 +302,18 @@ func (s *Server) writeRest(inv *Invocation, c *conn, head, payload []byte, n int
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	inv.flight.writing = nil
-	if s.flight != &inv.flight && err == nil {
+	if !s.fliesLocked(inv) && err == nil {
 		err = errEnded // the deadline may be set by now
 	}
 	return err
+}
+
+// fliesLocked says whether the end of inv is open.
+func (s *Server) fliesLocked(inv *Invocation) bool {
+	if s.many != nil {
+		return s.many.flies(inv)
+	}
+	return s.flight == &inv.flight
 }
 
 // errEnded says that nobody wants the event any more: its connection is closed.
@@ -315,8 +331,13 @@ func (s *Server) endLocked() *flight {
 
 // Cancel ends an invocation without an answer, unless it has ended or its answer comes in just now. If the
 // event was handed out, the runtime is abandoned: a late answer is refused with 400, and no event will be
-// handed out again. Otherwise the error wraps ErrNotDelivered and the server is as before.
+// handed out again. Otherwise the error wraps ErrNotDelivered and the server is as before. With Options.Concurrency
+// above 1 a late answer is refused with 410, and the other invocations go on.
 func (s *Server) Cancel(inv *Invocation, cause error) {
+	if s.many != nil {
+		s.cancelOneOfMany(inv, cause)
+		return
+	}
 	s.mu.Lock()
 	if s.flight == nil || s.flight != &inv.flight {
 		s.mu.Unlock()
@@ -349,30 +370,39 @@ func (s *Server) Fail(err error) {
 	if s.failure == nil {
 		s.failure = err
 	}
-	f, err := s.breakLocked()
+	ended := s.breakLocked()
 	s.mu.Unlock()
-	if f != nil {
-		f.done.Answered(nil, err)
+	for _, e := range ended {
+		e.done.Answered(nil, e.err)
 	}
 }
 
+// report is the end of an invocation that is to be told.
+type report struct {
+	done Completion
+	err  error
+}
+
 // breakLocked says that no answer can come any more: after Fail, Close or init/error. It returns the
-// invocation that ends so, for the caller to report, or nil. A report that is just being read wins if it is
+// invocations that end so, for the caller to report. A report that is just being read wins if it is
 // complete: the process wrote it before it died; finish tells.
-func (s *Server) breakLocked() (*flight, error) {
+func (s *Server) breakLocked() []report {
 	select {
 	case <-s.broken:
 	default:
 		close(s.broken)
 	}
 	switch {
+	case s.many != nil:
+		return s.breakManyLocked()
 	case s.flight == nil:
-		return nil, nil
+		return nil
 	case s.reader != nil:
 		s.reader.expire(failGrace)
-		return nil, nil
+		return nil
 	}
-	return s.giveUpLocked(s.brokenCauseLocked())
+	f, err := s.giveUpLocked(s.brokenCauseLocked())
+	return []report{{f.done, err}}
 }
 
 // brokenCauseLocked is why no answer can come; init/error comes before the exit that follows it.

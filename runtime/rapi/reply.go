@@ -25,6 +25,8 @@ var (
 	replyPong     = newReply(http.StatusOK, "text/plain; charset=utf-8", "pong")
 
 	replyInvalidID   = errorReply(http.StatusBadRequest, "InvalidRequestID", "Invalid request ID")
+	replyLate        = errorReply(http.StatusGone, "Runtime.InvokeTimeout", "The invocation has ended without this answer")
+	replyTooManyIdle = errorReply(http.StatusBadRequest, "Runtime.TooManyIdleRuntimes", "As many calls of next wait already as the instance runs invocations at once")
 	replyTooLarge    = errorReply(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", MaxPayload))
 	replyTruncated   = errorReply(http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
 	replyInvalidMode = errorReply(http.StatusBadRequest, "InvalidFunctionResponseMode", "Invalid function response mode")

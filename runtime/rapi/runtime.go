@@ -17,6 +17,9 @@ type verdict struct {
 
 // next is the event "the runtime asks for work".
 func (s *Server) next(w waiter) verdict {
+	if s.many != nil {
+		return s.nextOfMany(w)
+	}
 	s.mu.Lock()
 	if s.state == stateStarted {
 		s.state = stateReady
@@ -98,6 +101,9 @@ func (c *conn) replace(kick bool) {
 func (s *Server) unpark(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.many != nil {
+		return s.many.remove(waiter{conn: c})
+	}
 	if s.parked.conn != c {
 		return false
 	}
@@ -109,7 +115,7 @@ func (s *Server) unpark(c *conn) bool {
 func (s *Server) stillParked(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parked.conn != c {
+	if s.many != nil && s.many.find(waiter{conn: c}) < 0 || s.many == nil && s.parked.conn != c {
 		return false
 	}
 	c.pipelined = true
@@ -172,49 +178,57 @@ func (s *Server) post(r route, id string, m *postMeta, src source) (rep *reply, 
 	if r == routeError {
 		to = stateInvocationErrorResponse
 	}
-	if rep := s.begin(to, id, src); rep != nil {
+	st, rep := s.begin(to, id, src)
+	if rep != nil {
 		return rep, false
 	}
 	res := newResult()
 	if r == routeResponse && m.mode == modeInvalid {
 		res.InvalidResponseMode = true
-		s.refuseResult(res, "Runtime.InvalidResponseModeHeader", "Invalid function response mode")
-		return s.finish(res, replyInvalidMode)
+		s.refuseResult(st, res, "Runtime.InvalidResponseModeHeader", "Invalid function response mode")
+		return s.finish(st, res, replyInvalidMode)
 	}
 	switch collect(res, src) {
 	case bodyTooLarge:
 		res.TooLarge, res.IsError, res.ErrorType = true, true, "Function.ResponseSizeTooLarge"
 		res.ContentType = "application/json"
 		res.Body = append(res.Body[:0], tooLargeBody...)
-		return s.finish(res, replyTooLarge)
+		return s.finish(st, res, replyTooLarge)
 	case bodyTruncated:
 		s.awaitExit()
 		res.Truncated = true
-		s.refuseResult(res, "Runtime.TruncatedResponse", "HTTP request detected as truncated")
-		return s.finish(res, replyTruncated)
+		s.refuseResult(st, res, "Runtime.TruncatedResponse", "HTTP request detected as truncated")
+		return s.finish(st, res, replyTruncated)
 	}
 	res.describe(r == routeError, m, src)
-	return s.finish(res, replyAccepted)
+	return s.finish(st, res, replyAccepted)
 }
 
-// begin checks the request ID, then the state, and makes the move; nil means that the body may be read.
-func (s *Server) begin(to state, id string, src source) *reply {
+// begin checks the request ID, then the state, and makes the move; without a reply the body may be read. The strand is
+// the invocation where there are several, else nil.
+func (s *Server) begin(to state, id string, src source) (*strand, *reply) {
+	if s.many != nil {
+		return s.beginOneOfMany(id, src)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id == "" || id != s.requestID {
-		return replyInvalidID
+		return nil, replyInvalidID
 	}
 	if !s.state.may(to) {
-		return transitionReply(s.state, to)
+		return nil, transitionReply(s.state, to)
 	}
 	s.state = to
 	s.reader = src
-	return nil
+	return nil, nil
 }
 
 // finish reports the result and says what the runtime gets; a result that comes too late is an answer
 // for an unknown request. A truncated answer of a process that died is none.
-func (s *Server) finish(res *Result, rep *reply) (*reply, bool) {
+func (s *Server) finish(st *strand, res *Result, rep *reply) (*reply, bool) {
+	if st != nil {
+		return s.finishOneOfMany(st, res, rep)
+	}
 	s.mu.Lock()
 	s.reader = nil
 	if s.state == stateAbandoned {
@@ -253,10 +267,16 @@ func (s *Server) awaitExit() {
 	}
 }
 
-// refuseResult turns res into a platform error about the current request.
-func (s *Server) refuseResult(res *Result, errorType, detail string) {
+// refuseResult turns res into a platform error about its request: that of st, else the current one.
+func (s *Server) refuseResult(st *strand, res *Result, errorType, detail string) {
+	var id string
+	if st != nil {
+		id = st.inv.RequestID
+	} else {
+		id = s.CurrentRequestID()
+	}
 	res.IsError, res.ErrorType, res.ContentType = true, errorType, "application/json"
-	res.Body = append(res.Body[:0], platformError(errorType, s.CurrentRequestID(), detail)...)
+	res.Body = append(res.Body[:0], platformError(errorType, id, detail)...)
 }
 
 // describe fills in what the head and the trailers say about a complete body.
@@ -312,11 +332,11 @@ func (s *Server) publishInitError(e *RuntimeError) {
 	s.mu.Lock()
 	s.reader = nil
 	s.initError = e
-	f, err := s.breakLocked()
+	ended := s.breakLocked()
 	s.mu.Unlock()
 	close(s.initErrored)
-	if f != nil {
-		f.done.Answered(nil, err)
+	for _, r := range ended {
+		r.done.Answered(nil, r.err)
 	}
 	if s.opts.OnInitError != nil {
 		s.opts.OnInitError(e)

@@ -23,10 +23,13 @@ type Options struct {
 	Log *slog.Logger
 	// MaxConns bounds the connections, 8 to 64, default 32. More wait in the listener's backlog.
 	MaxConns int
+	// Concurrency is how many invocations the instance runs at once; below 2 it is one.
+	Concurrency int
 	// OnReady is called once, when the runtime asked for its first next and before it gets an event.
 	OnReady func()
 	// OnIdle is called when the runtime is back in next after an answer and no event waits for it. That
-	// can be before the Invoke that got the answer has returned; a new event is welcome all the same.
+	// can be before the Invoke that got the answer has returned; a new event is welcome all the same. With
+	// Concurrency above 1 it is called for every next that is parked but the first of all.
 	OnIdle func()
 	// OnInitError is called once, when the runtime posted init/error and before it gets its 202.
 	OnInitError func(*RuntimeError)
@@ -97,6 +100,9 @@ type Server struct {
 	httpConns int
 	full      bool
 	closed    bool
+	// many is there when the instance runs several invocations at once; parked, flight, requestID, value, delivered
+	// and the states behind Ready are not used then.
+	many *many
 }
 
 // connPhase says who reads a connection.
@@ -114,6 +120,9 @@ func New(opts Options) *Server {
 		opts.MaxConns = 32
 	}
 	opts.MaxConns = min(max(opts.MaxConns, 8), 64)
+	if opts.Concurrency > 1 { // a next and an answer for each, and the calls that they make
+		opts.MaxConns = max(opts.MaxConns, 3*opts.Concurrency+8)
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -124,6 +133,9 @@ func New(opts Options) *Server {
 		initErrored: make(chan struct{}),
 		broken:      make(chan struct{}),
 		conns:       map[net.Conn]connPhase{},
+	}
+	if opts.Concurrency > 1 {
+		s.many = newMany(opts.Concurrency)
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
 	return s
@@ -254,10 +266,16 @@ func (s *Server) InitError() *RuntimeError {
 }
 
 // CurrentRequestID is the request ID of the invocation that the runtime works on: from the moment the
-// event is handed out until the runtime is back in next; "" otherwise.
+// event is handed out until the runtime is back in next; "" otherwise. With Concurrency above 1 it is that of the
+// only invocation whose end is not known, "" when there are several.
 func (s *Server) CurrentRequestID() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.many != nil {
+		if inv := s.many.only(); inv != nil {
+			return inv.RequestID
+		}
+	}
 	return s.requestID
 }
 
@@ -266,11 +284,16 @@ func (s *Server) CurrentRequestID() string {
 func (s *Server) Current() (value any, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.many != nil {
+		if inv := s.many.only(); inv != nil {
+			return inv.Value, true
+		}
+	}
 	return s.value, s.requestID != ""
 }
 
 // Idle reports whether the runtime is parked in next with no event on its way: the instance may take
-// an invocation or be frozen.
+// an invocation or be frozen. With Concurrency above 1 it may take one, and others may be in progress.
 func (s *Server) Idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -278,6 +301,9 @@ func (s *Server) Idle() bool {
 }
 
 func (s *Server) idleLocked() bool {
+	if m := s.many; m != nil {
+		return len(m.parked) > 0 && len(m.pending) == 0 && s.failure == nil
+	}
 	return s.parked != waiter{} && s.flight == nil && s.failure == nil
 }
 
