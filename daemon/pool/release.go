@@ -141,7 +141,9 @@ func (m *Manager) prepare(r *Release) (*Release, error) {
 	m.live[r] = struct{}{}
 	for name, v := range r.versions {
 		r.pools[name] = m.refLocked(v, r)
-		r.pools[name].limit.raise(m.maxOf(v))
+		if !r.kept { // else the function's maximum is the active release's alone
+			r.pools[name].limit.raise(m.maxOf(v))
+		}
 	}
 	return r, nil
 }
@@ -215,6 +217,7 @@ func (r *Release) Share(share int) {
 	if old := rt.canary; old != nil && old != r {
 		old.letGo(next)
 		old.retire()
+		r.manager.restore(next)
 	}
 }
 
@@ -280,12 +283,18 @@ func (r *Release) Abort() {
 	}
 	r.letGo(rt)
 	r.retire()
-	for _, left := range []*Release{rt.active, rt.canary} { // Prepare may have raised it
-		if left == nil {
+	r.manager.restore(rt)
+}
+
+// restore sets the functions' maxima to what the releases ask for that are routed to: one that is not any more
+// may have raised them.
+func (m *Manager) restore(rt *routing) {
+	for _, r := range []*Release{rt.active, rt.canary} {
+		if r == nil {
 			continue
 		}
-		for name, p := range left.pools {
-			if most := r.manager.maxOf(left.versions[name]); left == rt.active {
+		for name, p := range r.pools {
+			if most := m.maxOf(r.versions[name]); r == rt.active {
 				p.limit.setMax(most)
 			} else {
 				p.limit.raise(most)

@@ -274,6 +274,39 @@ func TestNumberIsRoutedToWhenBound(t *testing.T) {
 	})
 }
 
+// TestMaximumIsOfWhatIsRoutedTo: the cap on a function's instances is that of the active release, or what the canary asks for
+// beyond it, whatever else is live.
+func TestMaximumIsOfWhatIsRoutedTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestManager(&chainStarter{})
+		defer func() { m.Close(context.Background()) }()
+		active := activate(t, m, 2, version("a", 2, 0, 2))
+		most := func(when string, want int64) {
+			t.Helper()
+			l := active.Pool("a").limit
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.max != want {
+				t.Errorf("%s: at most %d instances, want %d", when, l.max, want)
+			}
+		}
+		rec, versions := record(1, version("a", 1, 0, 8))
+		kept, err := m.BindKept(rec, versions, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most("while a request runs on a kept release", 2)
+		kept.Close()
+		most("after it", 2)
+		share(t, m, 100, 3, version("a", 3, 0, 7))
+		most("with a canary", 7)
+		third := share(t, m, 100, 4, version("a", 4, 0, 4))
+		most("with another one", 4)
+		third.Abort()
+		most("with none", 2)
+	})
+}
+
 // TestCanaryGetsItsShare: root requests are drawn by the share, nested ones never are.
 func TestCanaryGetsItsShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
