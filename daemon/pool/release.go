@@ -453,6 +453,9 @@ func (m *Manager) Bind(env function.Environment, name string) (*Bound, error) {
 		if e.hold(rt, r) {
 			return r.bound(name, true)
 		}
+		if e.routing.Load() == rt { // it was made active after its end, which nobody should do
+			return nil, ErrNoRelease
+		}
 	}
 }
 
@@ -471,6 +474,9 @@ func (m *Manager) BindNumber(env function.Environment, number int, name string, 
 		}
 		if e.hold(rt, r) {
 			return r.bound(name, root)
+		}
+		if e.routing.Load() == rt {
+			return nil, ErrNoRelease
 		}
 	}
 }

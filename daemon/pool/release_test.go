@@ -307,6 +307,28 @@ func TestMaximumIsOfWhatIsRoutedTo(t *testing.T) {
 	})
 }
 
+// TestEndedReleaseThatIsActivated has no requests, and none looks for another release for ever.
+func TestEndedReleaseThatIsActivated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestManager(&chainStarter{})
+		defer func() { m.Close(context.Background()) }()
+		r := activate(t, m, 1, version("a", 1, 0, 0))
+		m.Deactivate(testEnv)
+		<-r.Drained()
+		r.Activate()
+		if _, err := m.Bind(testEnv, "a"); !errors.Is(err, ErrNoRelease) {
+			t.Errorf("bind: %v", err)
+		}
+		if _, err := m.BindNumber(testEnv, 1, "a", true); !errors.Is(err, ErrNoRelease) {
+			t.Errorf("by number: %v", err)
+		}
+		activate(t, m, 2, version("a", 2, 0, 0))
+		if got, err := call(m, "a", "x"); err != nil {
+			t.Errorf("after the next deploy: %q, %v", got, err)
+		}
+	})
+}
+
 // TestCanaryGetsItsShare: root requests are drawn by the share, nested ones never are.
 func TestCanaryGetsItsShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
