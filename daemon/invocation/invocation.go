@@ -34,6 +34,8 @@ type Request struct {
 	Binding Binding
 	// Ticket is the pool's: what the request is found by in the queue.
 	Ticket any
+	// Left is the pool's too: why nobody waits for the request any more, if it was not in the queue when that was told.
+	Left error
 	// Trace is written by those who handle the request.
 	Trace Trace
 }

@@ -28,6 +28,11 @@ func (p *Pool) begin(req *invocation.Request, done invocation.Completion) {
 func (b begun) find() {
 	p := b.pool
 	p.mu.Lock()
+	if cause := b.req.Left; cause != nil { // while it was between two instances
+		p.mu.Unlock()
+		b.done.Complete(nil, cause)
+		return
+	}
 	if s := p.takeIdleLocked(b.req); s != nil {
 		p.mu.Unlock()
 		b.on(s)
@@ -70,8 +75,12 @@ func (b begun) on(s *slot) {
 // again looks for another worker, since the event never reached the function, but not for ever: a runtime
 // that exits as soon as it has asked for work would do so again and again.
 func (b begun) again() {
-	if time.Since(b.since) >= b.pool.opts.QueueTimeout {
-		b.done.Complete(nil, b.pool.overdue())
+	p := b.pool
+	p.mu.Lock()
+	left := b.req.Left != nil
+	p.mu.Unlock()
+	if !left && time.Since(b.since) >= p.opts.QueueTimeout {
+		b.done.Complete(nil, p.overdue())
 		return
 	}
 	b.find()
@@ -121,11 +130,15 @@ func (p *Pool) grant(w *waiter, g grant) {
 	}
 }
 
-// leave takes a request out of the queue, if it is in there.
+// leave takes a request out of the queue. One that is not in there runs, and goes on, or is on its way to an instance: should
+// that not take it, it does not come back into the queue.
 func (p *Pool) leave(req *invocation.Request, cause error) {
 	p.mu.Lock()
 	w, ok := req.Ticket.(*waiter)
 	ok = ok && p.cancelLocked(w)
+	if !ok {
+		req.Left = cause
+	}
 	p.mu.Unlock()
 	if ok {
 		w.done().Complete(nil, cause)

@@ -165,6 +165,41 @@ func TestBegunRequestThatLeaves(t *testing.T) {
 	})
 }
 
+// TestBegunRequestThatLeavesBetweenTwoInstances: its client goes away while it is given to an instance that turns out to be dead. It
+// does not wait for another one.
+func TestBegunRequestThatLeavesBetweenTwoInstances(t *testing.T) {
+	for name, least := range map[string]int{"was queued": 0, "was never queued": 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gone := errors.New("the client went away")
+				h := &heard{t: t, req: &invocation.Request{ID: "a"}, done: make(chan struct{}), begun: time.Now()}
+				s := &beginStarter{fakeStarter: &fakeStarter{startup: time.Second}}
+				s.refuse = func(string) bool {
+					h.route.Leave(h.req, gone)
+					return true
+				}
+				m := newTestManager(s)
+				defer closeManager(m)
+				activate(t, m, 1, version("f", 1, least, 1))
+				synctest.Wait() // ready is a moment before idle
+				b, err := m.Bind(testEnv, "f")
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.route, h.begun = b, time.Now()
+				b.Begin(h.req, h)
+				<-h.done
+				if want := time.Duration(1-least) * time.Second; h.err != gone || h.after != want { //nolint:errorlint // the value itself
+					t.Errorf("%q, %v after %s, want the cause after %s", h.text, h.err, h.after, want)
+				}
+				if n := s.count().started; n != 1 {
+					t.Errorf("%d instances were started for it, want 1", n)
+				}
+			})
+		})
+	}
+}
+
 func TestUndeliveredRequestGoesToAnotherWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &beginStarter{fakeStarter: &fakeStarter{}, refuse: func(id string) bool { return strings.HasSuffix(id, "/1") }}

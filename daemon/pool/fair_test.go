@@ -293,6 +293,50 @@ func TestUnreadableMemoryDoesNotStopStarts(t *testing.T) {
 	})
 }
 
+// TestBlindGaugeHoldsNobodyUp: while another instance lives, so that there is something to measure, and measuring fails, many
+// instances in turn find room; with the next good reading the use counts again.
+func TestBlindGaugeHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeStarter{}
+		host := &meteredHost{}
+		m := roomManager(s, func(o *Options) {
+			o.MemoryMB, o.Overcommit, o.MemoryUsed, o.QueueTimeout = 1000, 2, host.read, 5*time.Second
+		})
+		defer closeManager(m)
+		activate(t, m, 1, sized("f", 300, 0), sized("stays", 100, 1))
+		host.used.Store(100)
+		time.Sleep(2 * time.Second)
+		host.fault.Store(true)
+		for n := range 20 {
+			if _, err := call(m, "f", "x"); err != nil {
+				t.Fatalf("start %d: %v", n, err)
+			}
+			time.Sleep(2 * time.Second) // it is looked at while it lives
+			synctest.Wait()
+			s.last().Close("test")
+			time.Sleep(time.Second)
+		}
+		m.memory.mu.Lock()
+		young, blind := m.memory.gauge.young, m.memory.gauge.blind
+		m.memory.mu.Unlock()
+		if young != 0 || !blind {
+			t.Errorf("%d MiB are young while nothing starts; blind: %v", young, blind)
+		}
+		host.used.Store(900)
+		host.fault.Store(false)
+		time.Sleep(2 * time.Second)
+		var throttled *invocation.ThrottledError
+		if _, err := call(m, "f", "x"); !errors.As(err, &throttled) {
+			t.Errorf("beside 900 of 1000 MiB that were read: %v, want a throttle", err)
+		}
+		host.fault.Store(true)
+		time.Sleep(2 * time.Second)
+		if _, err := call(m, "f", "x"); err != nil {
+			t.Errorf("beside a use that is not known any more: %v", err)
+		}
+	})
+}
+
 func TestCheapestAndLongestUnusedLeaveFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := map[string]time.Duration{"cheap": 50 * time.Millisecond, "dear": 5 * time.Second}

@@ -28,6 +28,8 @@ type gauge struct {
 	settled int64
 	// leaving is what evicted instances used and will give back.
 	leaving int64
+	// blind: the last reading failed. Until the next one succeeds only the book counts.
+	blind bool
 }
 
 // memoryOf is what one instance takes in the book: the hard limit of its cgroup.
@@ -38,12 +40,15 @@ func memoryOf(p *Pool) int64 {
 // own is what one instance counts for until it was measured.
 func own(p *Pool) int64 { return int64(p.version.Config.MemoryMB) }
 
+// couldHold needs no reading: what is larger than the budget is so also while the gauge is blind.
 func (g *gauge) couldHold(p *Pool) bool { return g == nil || own(p) <= g.budget }
 
-func (g *gauge) hasRoom(p *Pool) bool { return g == nil || g.used+g.young+own(p) <= g.budget }
+func (g *gauge) hasRoom(p *Pool) bool {
+	return g == nil || g.blind || g.used+g.young+own(p) <= g.budget
+}
 
 func (g *gauge) short(p *Pool) bool {
-	return g != nil && g.used-g.leaving+g.young+own(p) > g.budget
+	return g != nil && !g.blind && g.used-g.leaving+g.young+own(p) > g.budget
 }
 
 func (g *gauge) begin(p *Pool) {
@@ -78,25 +83,25 @@ func (l *limit) gone(mib int64) {
 	l.gauge.used = max(0, l.gauge.used-mib)
 }
 
-// read takes a reading. What became ready before it began is in it.
+// read takes a reading. What became ready before it began is in it. A reading that fails leaves the gauge blind; what was ready
+// is not young for ever because of that: the next good reading has it.
 func (l *limit) read(bytes func() (int64, error)) error {
 	l.mu.Lock()
 	settled, idle := l.gauge.settled, l.used == 0
 	l.mu.Unlock()
 	var now int64
+	var err error
 	if !idle { // else there is nothing to measure
-		b, err := bytes()
-		if err != nil {
-			return err
-		}
-		now = b >> 20
+		now, err = bytes()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.gauge.used = now
 	l.gauge.settled -= settled
 	l.gauge.young -= settled
-	return nil
+	if l.gauge.blind = err != nil; err == nil {
+		l.gauge.used = now >> 20
+	}
+	return err
 }
 
 // Shares of the budget: above tight idle instances are ended until it is below relaxed.
@@ -112,6 +117,9 @@ func (l *limit) excess(percent int64) int64 {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.gauge.blind {
+		return 0
+	}
 	return l.gauge.used - l.gauge.leaving - l.gauge.budget*percent/100
 }
 
@@ -119,7 +127,7 @@ func (l *limit) excess(percent int64) int64 {
 func (l *limit) scarcity() float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gauge == nil {
+	if l.gauge == nil || l.gauge.blind {
 		return policy.Scarcity(l.used, l.max)
 	}
 	return policy.Scarcity(l.gauge.used+l.gauge.young, l.gauge.budget)

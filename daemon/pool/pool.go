@@ -87,7 +87,8 @@ type StartRequest struct {
 }
 
 // Starter makes instances. Start blocks until the runtime asked for its first event, or fails. A
-// failed Start has removed everything it made, or leaves it to reconciliation; no Event is called.
+// failed Start has removed everything it made, or leaves it to reconciliation; no Event is called. Only
+// after an InitError the instance, which is dead, may still be being removed.
 type Starter interface {
 	Start(ctx context.Context, req StartRequest) (Worker, error)
 }
@@ -97,6 +98,9 @@ type InitError struct {
 	// Outcome is what the client of an invocation gets that ran into it.
 	Outcome *invocation.Outcome
 	Detail  string
+	// Removed is closed when nothing is left of the instance, or what is left is reconciliation's; until then it takes its
+	// room. It is closed in bounded time. Nil means that this is so already.
+	Removed <-chan struct{}
 }
 
 // Error implements error.
@@ -573,7 +577,21 @@ func (p *Pool) start(b *beginning) {
 		answered = true
 		err = p.startForWaiter(b, err)
 	}
+	if err != nil { // the room of both tries, which was taken once, is given back when nothing is left of either
+		initErr.awaitRemoved()
+		var again *InitError
+		if errors.As(err, &again) {
+			again.awaitRemoved()
+		}
+	}
 	p.finishStart(b, err, answered)
+}
+
+// awaitRemoved blocks until nothing is left of the instance. e may be nil.
+func (e *InitError) awaitRemoved() {
+	if e != nil && e.Removed != nil {
+		<-e.Removed
+	}
 }
 
 // startForWaiter repeats the init on behalf of the oldest waiter; without one the first error stands.

@@ -293,6 +293,47 @@ func TestFailedInitRunsAgainInsideTheInvocation(t *testing.T) {
 	})
 }
 
+// TestRoomOfAFailedInitIsTakenUntilItIsRemoved, and its client does not wait for that.
+func TestRoomOfAFailedInitIsTakenUntilItIsRemoved(t *testing.T) {
+	for _, last := range []InitPhase{PhaseInit, PhaseInvoke} { // whose removal takes longest
+		synctest.Test(t, func(t *testing.T) {
+			removed := map[InitPhase]chan struct{}{PhaseInit: make(chan struct{}), PhaseInvoke: make(chan struct{})}
+			s := &fakeStarter{startup: time.Second, fail: func(_ int, req StartRequest) error {
+				return &InitError{Outcome: &invocation.Outcome{Payload: []byte("broken")}, Removed: removed[req.Phase]}
+			}}
+			m := newTestManager(s)
+			defer closeManager(m)
+			r := activate(t, m, 1, version("f", 1, 0, 1))
+			taken := func() int64 {
+				synctest.Wait()
+				l := r.Pool("f").limit
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				return l.used
+			}
+			begin := time.Now()
+			if got, err := call(m, "f", "1"); err != nil || got != "broken r1" || time.Since(begin) != 2*time.Second {
+				t.Errorf("after %s: %q, %v", time.Since(begin), got, err)
+			}
+			if n := taken(); n != 1 {
+				t.Errorf("room for %d instances is taken while two are removed, want the one of both", n)
+			}
+			for phase, c := range removed {
+				if phase != last {
+					close(c)
+				}
+			}
+			if n := taken(); n != 1 {
+				t.Errorf("room for %d instances is taken while the one of %s is removed, want 1", n, last)
+			}
+			close(removed[last])
+			if n := taken(); n != 0 {
+				t.Errorf("room for %d instances is taken after all", n)
+			}
+		})
+	}
+}
+
 func TestPlatformFailureIsAnsweredAndTheNextCallStartsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("containerd is not answering")

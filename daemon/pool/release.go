@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -47,12 +48,34 @@ func (rt *routing) draw(name string) *Release {
 	return r
 }
 
+// numbered returns the release with the number, nil when neither has it.
+func (rt *routing) numbered(number int) *Release {
+	for _, r := range []*Release{rt.active, rt.canary} {
+		if r != nil && r.record.Number == number {
+			return r
+		}
+	}
+	return nil
+}
+
 // routes says whether requests may be given to the release.
 func (rt *routing) routes(r *Release) bool { return r == rt.active || r == rt.canary }
 
 // uses says whether one of the releases has the pool.
 func (rt *routing) uses(name string, p *Pool) bool {
 	return rt.active != nil && rt.active.pools[name] == p || rt.canary != nil && rt.canary.pools[name] == p
+}
+
+// hold binds a request to r, which rt routes to; false when requests are not given to it any more.
+func (e *environment) hold(rt *routing, r *Release) bool {
+	if !r.hold() {
+		return false
+	}
+	if now := e.routing.Load(); now == rt || now.routes(r) {
+		return true
+	}
+	r.unbind() // it stopped being routed to in this moment
+	return false
 }
 
 // clear stops routing and returns the releases that drain now.
@@ -78,9 +101,8 @@ type Release struct {
 	counters *counters
 	kept     bool // a request asked for it by its number: it is not routed to
 
-	inflight atomic.Int64
+	inflight atomic.Int64 // requests bound to it, below zero once it has ended: then none can be
 	retired  atomic.Bool
-	drained  sync.Once
 	done     chan struct{} // closed when drained
 }
 
@@ -91,7 +113,7 @@ func (r *Release) ReleaseNumber() int { return r.record.Number }
 func (r *Release) Record() function.Release { return r.record }
 
 // InFlight counts the requests bound to the release, at any depth.
-func (r *Release) InFlight() int64 { return r.inflight.Load() }
+func (r *Release) InFlight() int64 { return max(r.inflight.Load(), 0) }
 
 // Kept says whether the release lives only for requests that ask for it by its number.
 func (r *Release) Kept() bool { return r.kept }
@@ -119,7 +141,9 @@ func (m *Manager) prepare(r *Release) (*Release, error) {
 	m.live[r] = struct{}{}
 	for name, v := range r.versions {
 		r.pools[name] = m.refLocked(v, r)
-		r.pools[name].limit.raise(m.maxOf(v))
+		if !r.kept { // else the function's maximum is the active release's alone
+			r.pools[name].limit.raise(m.maxOf(v))
+		}
 	}
 	return r, nil
 }
@@ -193,6 +217,7 @@ func (r *Release) Share(share int) {
 	if old := rt.canary; old != nil && old != r {
 		old.letGo(next)
 		old.retire()
+		r.manager.restore(next)
 	}
 }
 
@@ -258,12 +283,18 @@ func (r *Release) Abort() {
 	}
 	r.letGo(rt)
 	r.retire()
-	for _, left := range []*Release{rt.active, rt.canary} { // Prepare may have raised it
-		if left == nil {
+	r.manager.restore(rt)
+}
+
+// restore sets the functions' maxima to what the releases ask for that are routed to: one that is not any more
+// may have raised them.
+func (m *Manager) restore(rt *routing) {
+	for _, r := range []*Release{rt.active, rt.canary} {
+		if r == nil {
 			continue
 		}
-		for name, p := range left.pools {
-			if most := r.manager.maxOf(left.versions[name]); left == rt.active {
+		for name, p := range r.pools {
+			if most := m.maxOf(r.versions[name]); r == rt.active {
 				p.limit.setMax(most)
 			} else {
 				p.limit.raise(most)
@@ -275,29 +306,52 @@ func (r *Release) Abort() {
 // retire lets the release drain; it ends when nothing is bound to it.
 func (r *Release) retire() {
 	r.retired.Store(true)
-	if r.inflight.Load() == 0 {
+	r.endUnused()
+}
+
+// ended is what inflight becomes with the end of a release. Those that come too late and take their hold back
+// never bring it near zero.
+const ended = math.MinInt64 / 2
+
+// hold counts a request that is bound to the release; false when it has ended.
+func (r *Release) hold() bool {
+	if r.inflight.Add(1) > 0 {
+		return true
+	}
+	r.inflight.Add(-1)
+	return false
+}
+
+func (r *Release) unbind() {
+	if r.inflight.Add(-1) == 0 && r.retired.Load() {
+		r.endUnused()
+	}
+}
+
+// endUnused ends a retired release to which nothing is bound: from then on nothing can be.
+func (r *Release) endUnused() {
+	if r.inflight.CompareAndSwap(0, ended) {
 		r.finish()
 	}
 }
 
-// finish closes the pools that no other release uses.
+// finish closes the pools that no other release uses. Nothing is bound to r, so none of them has a request that
+// would be refused. Called once.
 func (r *Release) finish() {
-	r.drained.Do(func() {
-		m := r.manager
-		var last []*Pool
-		m.mu.Lock()
-		delete(m.live, r)
-		for name := range r.versions {
-			if p := m.unrefLocked(r.pools[name].key); p != nil {
-				last = append(last, p)
-			}
+	m := r.manager
+	var last []*Pool
+	m.mu.Lock()
+	delete(m.live, r)
+	for name := range r.versions {
+		if p := m.unrefLocked(r.pools[name].key); p != nil {
+			last = append(last, p)
 		}
-		m.mu.Unlock()
-		for _, p := range last {
-			p.close()
-		}
-		close(r.done)
-	})
+	}
+	m.mu.Unlock()
+	for _, p := range last {
+		p.close()
+	}
+	close(r.done)
 }
 
 // environment returns the entry of an environment, made when missing.
@@ -361,12 +415,6 @@ func (m *Manager) Live(env function.Environment) (out []*Release) {
 	return out
 }
 
-func (r *Release) unbind() {
-	if r.inflight.Add(-1) == 0 && r.retired.Load() {
-		r.finish()
-	}
-}
-
 // Bound is a request's hold on a release and on the pool that will serve it.
 type Bound struct {
 	release *Release
@@ -402,40 +450,45 @@ func (m *Manager) Bind(env function.Environment, name string) (*Bound, error) {
 		if r == nil {
 			return nil, ErrNoRelease
 		}
-		r.inflight.Add(1)
-		if now := e.routing.Load(); now == rt || now.routes(r) {
+		if e.hold(rt, r) {
 			return r.bound(name, true)
 		}
-		r.unbind() // it stopped being routed to in this moment
+		if e.routing.Load() == rt { // it was made active after its end, which nobody should do
+			return nil, ErrNoRelease
+		}
 	}
 }
 
 // BindNumber binds a request to the active release or the canary, whichever has the number. root says that no
 // other invocation made the request. ErrNoRelease when neither has it.
 func (m *Manager) BindNumber(env function.Environment, number int, name string, root bool) (*Bound, error) {
-	rt := m.route(env)
-	for _, r := range []*Release{rt.active, rt.canary} {
-		if r != nil && r.record.Number == number {
-			return r.bind(name, root)
+	e := (*m.envs.Load())[env]
+	if e == nil {
+		return nil, ErrNoRelease
+	}
+	for {
+		rt := e.routing.Load()
+		r := rt.numbered(number)
+		if r == nil {
+			return nil, ErrNoRelease
+		}
+		if e.hold(rt, r) {
+			return r.bound(name, root)
+		}
+		if e.routing.Load() == rt {
+			return nil, ErrNoRelease
 		}
 	}
-	return nil, ErrNoRelease
 }
 
 // Bind binds a further request to the release of one that is in flight: a call made from inside an
 // instance stays on its caller's release. ErrNoRelease when the release has drained: an instance that
 // later releases share can call while it has no invocation.
-func (r *Release) Bind(name string) (*Bound, error) { return r.bind(name, false) }
-
-func (r *Release) bind(name string, root bool) (*Bound, error) {
-	r.inflight.Add(1)
-	select {
-	case <-r.done:
-		r.unbind()
+func (r *Release) Bind(name string) (*Bound, error) {
+	if !r.hold() {
 		return nil, ErrNoRelease
-	default:
 	}
-	return r.bound(name, root)
+	return r.bound(name, false)
 }
 
 func (r *Release) bound(name string, root bool) (*Bound, error) {
@@ -472,7 +525,7 @@ func (m *Manager) BindKept(record function.Release, versions map[string]*functio
 	if err != nil {
 		return nil, err
 	}
-	r.inflight.Add(1)
+	r.hold() // it cannot have ended
 	r.retired.Store(true)
 	return r.bound(name, false)
 }

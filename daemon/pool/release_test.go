@@ -140,6 +140,22 @@ func TestSwitchesNeverMixReleases(t *testing.T) {
 			}
 		})
 	}
+	wg.Go(func() { // asks for the number that is active, which may not be for long
+		for !done.Load() {
+			b, err := m.BindNumber(testEnv, m.Active(testEnv).record.Number, "a", true)
+			if errors.Is(err, ErrNoRelease) {
+				continue
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := b.Invoke(context.Background(), &invocation.Request{ID: "1"}); err != nil {
+				t.Errorf("by number: %v", err)
+			}
+			b.Close()
+		}
+	})
 	random := rand.New(rand.NewPCG(7, 9))
 	var drained []*Release
 	for n := 2; n < 150; n++ {
@@ -182,6 +198,135 @@ func TestSwitchesNeverMixReleases(t *testing.T) {
 	if calls.Load() == 0 {
 		t.Error("nothing was called")
 	}
+}
+
+// TestEndingReleaseTakesNoRequest: one that comes between the end of a release, which nothing is bound to any more, and the
+// closing of its pools is refused. It would be in the queue of a pool that closes, and its end, told while the
+// environment is locked, would end the release once more.
+func TestEndingReleaseTakesNoRequest(t *testing.T) {
+	m := newTestManager(&chainStarter{})
+	defer func() { m.Close(context.Background()) }()
+	old := activate(t, m, 1, version("a", 1, 0, 0))
+	e := m.environment(testEnv)
+	before := e.routing.Load() // as a request has it that asks now and is then held up
+	rec, versions := record(2, version("a", 2, 0, 0))
+	next, err := m.Prepare(rec, versions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock() // the end stops in finish
+	switched := make(chan struct{})
+	go func() { // ends with the switch, which the test waits for
+		defer close(switched)
+		next.Activate()
+	}()
+	for deadline := time.Now().Add(20 * time.Second); !old.retired.Load() || old.inflight.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.mu.Unlock()
+			t.Fatal("the release that was switched away from does not end")
+		}
+	}
+	if _, err := old.Bind("a"); !errors.Is(err, ErrNoRelease) {
+		t.Errorf("a call from inside an instance: %v", err)
+	}
+	if e.hold(before, old) {
+		t.Error("a request that had drawn the release before is bound to it")
+	}
+	if _, err := m.BindNumber(testEnv, 1, "a", true); !errors.Is(err, ErrNoRelease) {
+		t.Errorf("a request for its number: %v", err)
+	}
+	if n := old.InFlight(); n != 0 {
+		t.Errorf("%d requests are bound to a release that has ended", n)
+	}
+	m.mu.Unlock()
+	for _, end := range []<-chan struct{}{switched, old.Drained()} {
+		select {
+		case <-end:
+		case <-time.After(20 * time.Second):
+			t.Fatal("the switch does not end")
+		}
+	}
+	if _, err := old.Bind("a"); !errors.Is(err, ErrNoRelease) {
+		t.Errorf("after the end: %v", err)
+	}
+	activate(t, m, 3, version("a", 3, 0, 0)) // nothing holds the environment
+}
+
+// TestNumberIsRoutedToWhenBound: a request that asked for a release by number and was held up while the release was
+// switched away from does not join those that it drains of.
+func TestNumberIsRoutedToWhenBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestManager(&chainStarter{})
+		defer func() { m.Close(context.Background()) }()
+		old := activate(t, m, 1, version("a", 1, 0, 0))
+		e := m.environment(testEnv)
+		before := e.routing.Load()
+		under, err := m.BindNumber(testEnv, 1, "a", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		activate(t, m, 2, version("a", 2, 0, 0))
+		if e.hold(before, old) || old.InFlight() != 1 {
+			t.Errorf("it is bound: %d in flight, want the one of before", old.InFlight())
+		}
+		under.Close()
+		<-old.Drained()
+	})
+}
+
+// TestMaximumIsOfWhatIsRoutedTo: the cap on a function's instances is that of the active release, or what the canary asks for
+// beyond it, whatever else is live.
+func TestMaximumIsOfWhatIsRoutedTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestManager(&chainStarter{})
+		defer func() { m.Close(context.Background()) }()
+		active := activate(t, m, 2, version("a", 2, 0, 2))
+		most := func(when string, want int64) {
+			t.Helper()
+			l := active.Pool("a").limit
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.max != want {
+				t.Errorf("%s: at most %d instances, want %d", when, l.max, want)
+			}
+		}
+		rec, versions := record(1, version("a", 1, 0, 8))
+		kept, err := m.BindKept(rec, versions, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most("while a request runs on a kept release", 2)
+		kept.Close()
+		most("after it", 2)
+		share(t, m, 100, 3, version("a", 3, 0, 7))
+		most("with a canary", 7)
+		third := share(t, m, 100, 4, version("a", 4, 0, 4))
+		most("with another one", 4)
+		third.Abort()
+		most("with none", 2)
+	})
+}
+
+// TestEndedReleaseThatIsActivated has no requests, and none looks for another release for ever.
+func TestEndedReleaseThatIsActivated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestManager(&chainStarter{})
+		defer func() { m.Close(context.Background()) }()
+		r := activate(t, m, 1, version("a", 1, 0, 0))
+		m.Deactivate(testEnv)
+		<-r.Drained()
+		r.Activate()
+		if _, err := m.Bind(testEnv, "a"); !errors.Is(err, ErrNoRelease) {
+			t.Errorf("bind: %v", err)
+		}
+		if _, err := m.BindNumber(testEnv, 1, "a", true); !errors.Is(err, ErrNoRelease) {
+			t.Errorf("by number: %v", err)
+		}
+		activate(t, m, 2, version("a", 2, 0, 0))
+		if got, err := call(m, "a", "x"); err != nil {
+			t.Errorf("after the next deploy: %q, %v", got, err)
+		}
+	})
 }
 
 // TestCanaryGetsItsShare: root requests are drawn by the share, nested ones never are.

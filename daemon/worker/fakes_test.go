@@ -112,6 +112,7 @@ type fakeInstance struct {
 	script         chan struct{} // closed when the script has ended
 	word           chan struct{} // closed by Begin
 	listener       net.Listener
+	stuck          <-chan struct{}
 
 	mu        sync.Mutex
 	cores     []float64
@@ -173,6 +174,9 @@ func (i *fakeInstance) Kill() error {
 
 func (i *fakeInstance) Destroy(context.Context) error {
 	i.Kill()
+	if i.stuck != nil {
+		<-i.stuck
+	}
 	<-i.script
 	i.mu.Lock()
 	i.destroyed++
@@ -195,6 +199,8 @@ type creator struct {
 	next int
 	// slow is called by Create before anything is made.
 	slow func(instance.Spec)
+	// stuck, if it is set, is what Destroy of the instances waits for.
+	stuck <-chan struct{}
 }
 
 func (c *creator) NewID() string {
@@ -222,7 +228,7 @@ func (c *creator) Create(_ context.Context, spec instance.Spec) (Instance, error
 		err, c.fail = c.fail[0], c.fail[1:]
 		return nil, err
 	}
-	in := &fakeInstance{spec: spec, exited: make(chan struct{}), script: make(chan struct{}), word: make(chan struct{}), listener: l}
+	in := &fakeInstance{spec: spec, exited: make(chan struct{}), script: make(chan struct{}), word: make(chan struct{}), listener: l, stuck: c.stuck}
 	in.life, in.kill = context.WithCancel(context.Background())
 	for _, p := range []*[2]*os.File{&in.stdout, &in.stderr} {
 		if p[0], p[1], err = os.Pipe(); err != nil {

@@ -85,6 +85,8 @@ type Starter struct {
 	group    sync.WaitGroup
 	starts   *semaphore.Weighted // first in, first out
 	removals *semaphore.Weighted
+	// removeIn bounds each removal with its turn: destroyTimeout, less in tests.
+	removeIn time.Duration
 	spares   *spares
 	calm     calm
 
@@ -105,7 +107,7 @@ var (
 func NewStarter(opts Options) *Starter {
 	opts.Starts, opts.Removals = cmp.Or(opts.Starts, 4), cmp.Or(opts.Removals, 2)
 	return &Starter{
-		opts: opts, ids: map[string]struct{}{}, spares: newSpares(),
+		opts: opts, ids: map[string]struct{}{}, spares: newSpares(), removeIn: destroyTimeout,
 		starts: semaphore.NewWeighted(opts.Starts), removals: semaphore.NewWeighted(opts.Removals),
 	}
 }
@@ -214,7 +216,7 @@ func (s *Starter) Start(ctx context.Context, req pool.StartRequest) (pool.Worker
 		}
 	}
 	if err := w.initialise(ctx, req); err != nil {
-		w.destroy()
+		w.abandon(err)
 		return nil, err
 	}
 	w.phases = w.Info().Phases
@@ -453,6 +455,22 @@ func (w *Worker) initialise(ctx context.Context, req pool.StartRequest) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// abandon removes the instance of a failed init. What the function did is told at once, to a client that may wait for it: its
+// instance is dead, and Removed says when nothing is left of it.
+func (w *Worker) abandon(err error) {
+	var failed *pool.InitError
+	if !errors.As(err, &failed) {
+		w.destroy()
+		return
+	}
+	removed := make(chan struct{})
+	failed.Removed = removed
+	w.s.group.Go(func() { // ends with destroy, which is bounded
+		defer close(removed)
+		w.destroy()
+	})
 }
 
 // initFailed logs a failed init phase and makes the outcome for the request that it ran for.
@@ -875,10 +893,12 @@ func (w *Worker) die(reason string) {
 	})
 }
 
-// destroyTimeout bounds the removal of one instance; reconciliation finishes what is left.
+// destroyTimeout bounds the removal of one instance and the wait for its turn; reconciliation finishes what is left.
 const destroyTimeout = 30 * time.Second
 
-// destroy removes the instance and all that belongs to it, and waits for it. It dies at once; the rest is done in its turn.
+// destroy removes the instance and all that belongs to it, and waits for it. It dies at once; the rest is done in its turn. When
+// that does not come in time, since the removals of others hang, Destroy is called all the same: it leaves to reconciliation
+// what it cannot do at once.
 func (w *Worker) destroy() {
 	defer w.s.forget(w.id)
 	w.inst.Kill()
@@ -887,10 +907,11 @@ func (w *Worker) destroy() {
 	for _, c := range w.out {
 		c.Close()
 	}
-	_ = w.s.removals.Acquire(context.Background(), 1) // every removal is bounded
-	defer w.s.removals.Release(1)
-	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), w.s.removeIn, fmt.Errorf("it was not removed within %s", w.s.removeIn))
 	defer cancel()
+	if w.s.removals.Acquire(ctx, 1) == nil {
+		defer w.s.removals.Release(1)
+	}
 	if err := w.inst.Destroy(ctx); err != nil {
 		w.s.opts.Log.Error("instance was not removed whole; reconciliation goes on with it", "instance", w.id, "error", err)
 	}

@@ -308,6 +308,64 @@ func TestInitThatFailsInsideTheInvocation(t *testing.T) {
 	w.wantLines(append([]string{"lfx|b|2|" + fmt.Sprintf(initReport, "invoke", "timeout")}, story("b", "\tStatus: timeout")...)...)
 }
 
+// TestFailedInitIsToldBeforeItsInstanceIsRemoved: whoever waits for it need not wait for containerd too, nor for its turn.
+func TestFailedInitIsToldBeforeItsInstanceIsRemoved(t *testing.T) {
+	w := newWorld(t, func(r *runtime) { r.initError("Function.InitError", `{"errorMessage":"no module"}`); r.wait() })
+	stuck := make(chan struct{})
+	w.creator.stuck = stuck
+	told := make(chan error, 1)
+	go func() { // ends with the start, which the test waits for
+		_, err := w.start(request("a"))
+		told <- err
+	}()
+	var e *pool.InitError
+	select {
+	case err := <-told:
+		if !errors.As(err, &e) || e.Outcome == nil || e.Removed == nil {
+			t.Errorf("err = %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the failed init waits for the removal")
+	}
+	in := w.creator.instance(t)
+	select {
+	case <-in.exited:
+	default:
+		t.Error("the instance lives")
+	}
+	if e != nil {
+		select {
+		case <-e.Removed:
+			t.Error("it is said to be removed")
+		default:
+		}
+		if ids := w.IDs(); len(ids) != 1 {
+			t.Errorf("the instances %v are noted while it is removed, want one", ids)
+		}
+	}
+	close(stuck)
+	if e != nil {
+		w.await("removed", e.Removed)
+	}
+}
+
+// TestRemovalsThatHangDoNotHoldUpTheOthers: an instance whose turn to be removed does not come is left to reconciliation.
+func TestRemovalsThatHangDoNotHoldUpTheOthers(t *testing.T) {
+	w := newWorld(t, func(r *runtime) { r.serve(func(event) string { return "1" }) })
+	w.removeIn = 10 * time.Millisecond
+	if err := w.removals.Acquire(t.Context(), w.opts.Removals); err != nil { // they hang
+		t.Fatal(err)
+	}
+	defer w.removals.Release(w.opts.Removals)
+	const n = 5
+	for range n {
+		w.worker().Close("spindown")
+	}
+	for range n {
+		w.await("gone", w.gone)
+	}
+}
+
 // TestInitThatSucceedsInsideTheInvocation: its time is the invocation's, so there is no Init Duration.
 func TestInitThatSucceedsInsideTheInvocation(t *testing.T) {
 	w := newWorld(t, func(r *runtime) {

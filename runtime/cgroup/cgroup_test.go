@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -214,21 +215,85 @@ func TestUnifiedFreezeAndKill(t *testing.T) {
 	<-done
 }
 
+// thawed says whether the kernel is asked to let the processes of a group run.
+func thawed(t *testing.T, g Group) bool {
+	t.Helper()
+	dir, file, want := "", "cgroup.freeze", "0"
+	switch g := g.(type) {
+	case *v1:
+		dir, file, want = g.dirs["freezer"], "freezer.state", "THAWED"
+	case *v2:
+		dir = g.dir
+	}
+	s, err := read(dir, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.HasPrefix(s, want)
+}
+
+// TestFreezeThatIsCalledOffThaws: the files stand for a kernel that never says that the processes are stopped.
+func TestFreezeThatIsCalledOffThaws(t *testing.T) {
+	dir := tmpdir.New(t)
+	for name, text := range map[string]string{
+		"cgroup.freeze": "0\n", "cgroup.events": "populated 1\nfrozen 0\n",
+		"freezer.state": "FREEZING\n", // longer than what is written over it, so it does not read FROZEN
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	called := errors.New("called off")
+	for _, c := range []struct {
+		group        Group
+		file, frozen string
+	}{
+		{&v1{dirs: map[string]string{"freezer": dir}}, "freezer.state", "FROZEN"},
+		{&v2{dir: dir}, "cgroup.freeze", "1"},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		done := make(chan error, 1)
+		go func() { done <- c.group.Freeze(ctx) }() // ends with ctx
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			state, err := read(dir, c.file)
+			if strings.HasPrefix(state, c.frozen) {
+				break
+			}
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("%T: %s is %q, %v", c.group, c.file, state, err)
+			}
+		}
+		cancel(called)
+		if err := <-done; !errors.Is(err, called) {
+			t.Errorf("%T: err = %v, want the cause", c.group, err)
+		}
+		if !thawed(t, c.group) {
+			t.Errorf("%T: it is left frozen", c.group)
+		}
+	}
+}
+
+// TestFreezeThatIsCalledOffLeavesProcessesRunning: whether the kernel was quicker or not.
 func TestFreezeThatIsCalledOffLeavesProcessesRunning(t *testing.T) {
 	_, g, cmd := realGroup(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	// It may be done before it looks at ctx: then it is frozen and says so.
-	err := g.Freeze(ctx)
-	if err == nil {
-		err = g.Thaw()
-	} else if !errors.Is(err, context.Canceled) {
-		t.Errorf("err = %v, want the cancellation", err)
-	} else {
-		err = nil
-	}
-	if err != nil {
-		t.Fatal(err)
+	for range 20 {
+		err := g.Freeze(ctx)
+		if err == nil { // it was done before it looked at ctx: then it is frozen and says so
+			if thawed(t, g) {
+				t.Fatal("it runs, and Freeze has not said so")
+			}
+			if err := g.Thaw(); err != nil {
+				t.Fatal(err)
+			}
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatalf("err = %v, want the cancellation", err)
+		}
+		if !thawed(t, g) {
+			t.Fatalf("it is left frozen after %v", err)
+		}
 	}
 	if doomed, err := g.Doomed(); doomed || err != nil {
 		t.Errorf("doomed = %v, %v", doomed, err)

@@ -33,12 +33,16 @@ func (m *Manager) NewID() string {
 	return RandomID()
 }
 
-// GiveBack lets go of an ID from NewID that Create was not called with.
+// GiveBack lets go of an ID from NewID that Create was not called with. After DropNetworks Reconcile removes its network.
 func (m *Manager) GiveBack(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if i := m.promised[id]; i != nil {
 		delete(m.promised, id)
+		if m.dropped {
+			i.broken.Store(true)
+			return
+		}
 		m.ahead = append(m.ahead, i)
 	}
 }
@@ -77,7 +81,7 @@ func (m *Manager) MakeNetwork(ctx context.Context) (err error) {
 	if m.closed {
 		return errClosed
 	}
-	m.ahead = append(m.ahead, i)
+	m.ahead, m.dropped = append(m.ahead, i), false
 	return nil
 }
 
@@ -110,11 +114,11 @@ func (i *Instance) prepareNetwork(ctx context.Context) (err error) {
 	return nil
 }
 
-// DropNetworks removes all networks made ahead.
+// DropNetworks removes all networks made ahead. One whose ID was given out and is given back later is left to Reconcile.
 func (m *Manager) DropNetworks(ctx context.Context) error {
 	m.mu.Lock()
 	all := m.ahead
-	m.ahead = nil
+	m.ahead, m.dropped = nil, true
 	m.mu.Unlock()
 	var errs []error
 	for _, i := range all {

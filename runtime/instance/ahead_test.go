@@ -17,6 +17,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/runtime/cgroup"
+	"lfx.dev/lfxd/runtime/lfxinit"
 )
 
 func TestMakeNamespaces(t *testing.T) {
@@ -161,6 +164,20 @@ func TestNetworksAheadLeaveNothing(t *testing.T) {
 		t.Error(err)
 	}
 	left("dropped")
+	for range 2 {
+		if err := m.MakeNetwork(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := m.NewID() // of a start that waits for containerd while the daemon stops
+	if err := m.DropNetworks(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	m.GiveBack(late)
+	if removed, err := m.Reconcile(testContext(t), func(string) bool { return false }); err != nil || len(removed) != 1 || removed[0] != late {
+		t.Errorf("Reconcile removed %v, %v; want %s", removed, err, late)
+	}
+	left("given back after the others were dropped")
 	n.fail = errors.New("no address")
 	if err := m.MakeNetwork(testContext(t)); !errors.Is(err, n.fail) {
 		t.Errorf("error = %v", err)
@@ -198,6 +215,50 @@ func TestNetworksAheadLeaveNothing(t *testing.T) {
 	left("crashed")
 }
 
+// TestGiveBack: what is given back stands ready again, unless networks made ahead were dropped meanwhile: then it is left to Reconcile.
+func TestGiveBack(t *testing.T) {
+	for _, drop := range []bool{false, true} {
+		m := &Manager{cgroups: &cgroup.Root{}, live: map[string]*Instance{}, promised: map[string]*Instance{}}
+		i, err := m.reserve(RandomID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.ahead = []*Instance{i}
+		if id := m.NewID(); id != i.id {
+			t.Fatalf("the next ID is %s, want %s", id, i.id)
+		}
+		want := 1
+		if drop {
+			want = 0
+			if err := m.DropNetworks(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.GiveBack(i.id)
+		if n := m.NetworksAhead(); n != want || i.broken.Load() != drop || len(m.promised) != 0 {
+			t.Errorf("dropped %v: %d networks ahead, left to Reconcile: %v", drop, n, i.broken.Load())
+		}
+	}
+}
+
+// TestDestroyThatDoesNotEnd: an instance whose process does not end in time is Reconcile's too.
+func TestDestroyThatDoesNotEnd(t *testing.T) {
+	m := &Manager{cgroups: &cgroup.Root{}, live: map[string]*Instance{}}
+	i, err := m.reserve("stuck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.watching = true
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := i.Destroy(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("error = %v", err)
+	}
+	if !i.broken.Load() || m.liveOne("stuck") == nil {
+		t.Error("nobody goes on with it")
+	}
+}
+
 // TestHeldInstance: nothing of the image runs before Begin.
 func TestHeldInstance(t *testing.T) {
 	m, _ := newManager(t, nil)
@@ -207,18 +268,20 @@ func TestHeldInstance(t *testing.T) {
 	if i.State() != Created {
 		t.Errorf("state = %v, want created", i.State())
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for name := ""; name != "init\n"; { // the runtime's own init has become lfx-init
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", i.PID()))
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("PID 1 is %q, %v", b, err)
-		}
-		name = string(b)
-		time.Sleep(time.Millisecond)
+	awaitGate(t, i)
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", i.PID()))
+	if err != nil || len(tasks) == 0 {
+		t.Fatalf("PID 1 has the threads %v, %v", tasks, err)
 	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", i.PID(), i.PID()))
-	if err != nil || len(children) > 0 {
-		t.Errorf("it has the children %q, %v", children, err)
+	for _, path := range tasks {
+		if children, err := os.ReadFile(path); err != nil || len(children) > 0 {
+			t.Errorf("%s: %q, %v", path, children, err)
+		}
+	}
+	for name, f := range map[string]*os.File{"stdout": i.Stdout(), "stderr": i.Stderr()} {
+		if n := buffered(t, f); n != 0 {
+			t.Errorf("%d bytes are in %s", n, name)
+		}
 	}
 	if err := i.Begin(); err != nil {
 		t.Fatal(err)
@@ -226,9 +289,47 @@ func TestHeldInstance(t *testing.T) {
 	if e := waitExit(t, i); e.Code != 5 {
 		t.Errorf("exit = %+v", e)
 	}
+	if buffered(t, i.Stdout()) == 0 {
+		t.Error("nothing was printed after Begin")
+	}
 	if err := i.Begin(); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a second Begin: %v", err)
 	}
+}
+
+// awaitGate waits until lfx-init of a held instance stands at the gate: it has the FIFO open.
+func awaitGate(t *testing.T, i *Instance) {
+	t.Helper()
+	gate, err := os.Stat(filepath.Join(i.m.dir(i.id), ioDir, lfxinit.GateName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", i.PID()))
+		for _, fd := range fds {
+			if open, err := os.Stat(fd); err == nil && os.SameFile(open, gate) {
+				return
+			}
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("PID 1 does not open the gate; it has open %v, %v", fds, err)
+		}
+	}
+}
+
+// buffered says how many bytes are in a pipe.
+func buffered(t *testing.T, f *os.File) (n int) {
+	t.Helper()
+	c, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ierr error
+	err = c.Control(func(fd uintptr) { n, ierr = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err := errors.Join(err, ierr); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestHeldInstanceDies: an instance that was killed while it waited is not begun.

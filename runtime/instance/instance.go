@@ -277,13 +277,14 @@ func (i *Instance) Destroy(ctx context.Context) error {
 		return nil
 	}
 	if err := i.stop(ctx); err != nil {
+		i.broken.Store(true) // Reconcile may go on with it
 		return err
 	}
 	if i.listener != nil {
 		_ = i.listener.Close()
 	}
 	if err := i.m.sweep(ctx, i.rec, i.nsPath()); err != nil {
-		i.broken.Store(true) // Reconcile may go on with it
+		i.broken.Store(true)
 		return err
 	}
 	err := i.release()

@@ -109,6 +109,8 @@ type Manager struct {
 	// ahead are networks that nobody has taken, promised those whose ID was given out.
 	ahead    []*Instance
 	promised map[string]*Instance
+	// dropped says that networks made ahead were removed and none was made since: what is given back goes too.
+	dropped bool
 }
 
 var errClosed = fmt.Errorf("instance manager is closed: %w", errdefs.ErrUnavailable)
