@@ -232,7 +232,14 @@ func (r *resolver) bindRelease(view *store.Snapshot, key function.Key, number in
 	if !errors.Is(err, pool.ErrNoRelease) {
 		return b, err
 	}
-	return r.pools.BindKept(*rel, versionsOf(view, rel), key.Function)
+	if b, err = r.pools.BindKept(*rel, versionsOf(view, rel), key.Function); err != nil {
+		return nil, err
+	}
+	if r.store.View().Release(key.Environment, number) == nil { // forgotten in this moment, before it lived
+		b.Close()
+		return nil, pool.ErrNoRelease
+	}
+	return b, nil
 }
 
 // versionsOf looks up the versions of a release.

@@ -429,6 +429,72 @@ func TestRestartBringsTheCanaryBack(t *testing.T) {
 	}
 }
 
+// TestWhatRequestsAreBoundToIsNotForgotten: a release that drains, one that was asked for by its number, and one with a
+// version that was asked for by its number, keep their images until the request ends.
+func TestWhatRequestsAreBoundToIsNotForgotten(t *testing.T) {
+	w := newTraffic(t)
+	d := (*Daemon)(w.api)
+	d.deployer = deploy.New(deploy.Options{Store: w.store, Images: w.images, Releases: d.releaser, Dir: tmpdir.New(t), RegistryHost: "localhost", Keep: 1, Log: d.log})
+	left := func() (numbers []int) {
+		d.forgetUnused()
+		for _, r := range w.store.View().Releases(shop) {
+			numbers = append(numbers, r.Number)
+		}
+		return numbers
+	}
+	bind := func(target string) invocation.Route {
+		t.Helper()
+		ref, err := function.ParseRef(target, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		route, err := w.resolver.Resolve(t.Context(), gateway.Target{Ref: ref})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return route
+	}
+	release := func(digest string) {
+		w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", digest), held("same", "1")}})
+	}
+	for _, digest := range []string{"1", "2", "3", "4"} {
+		release(digest)
+	}
+	draining := bind("a") // on release 4
+	byNumber := bind("a:r2")
+	release("5")
+	byVersion := bind("a:3") // on release 5, which has version 5
+	for i, step := range []struct {
+		end  invocation.Route
+		want []int
+	}{{nil, []int{2, 3, 4, 5}}, {byNumber, []int{3, 4, 5}}, {draining, []int{3, 5}}} {
+		if step.end != nil {
+			step.end.Close()
+		}
+		if got := left(); !slices.Equal(got, step.want) {
+			t.Errorf("step %d: the releases %v are left, want %v", i, got, step.want)
+		}
+	}
+	release("6")
+	if got := left(); !slices.Equal(got, []int{3, 5, 6}) {
+		t.Errorf("with a request that runs version 3 on release 5: %v", got)
+	}
+	byVersion.Close()
+	if got := left(); !slices.Equal(got, []int{6}) {
+		t.Errorf("in the end the releases %v are left", got)
+	}
+	route := bind("a")
+	release("7")
+	drained := w.releaser.Deactivate(shop)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := drained(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a removed environment does not wait for a request on the release before: %v", err)
+	}
+	route.Close()
+	w.must(nil, drained(t.Context()))
+}
+
 // TestJudgeAbortsAFailingCanary: from the pools' own counters to the record.
 func TestJudgeAbortsAFailingCanary(t *testing.T) {
 	for _, failing := range []bool{true, false} {
