@@ -197,7 +197,7 @@ func (r *resolver) bind(view *store.Snapshot, key function.Key, t gateway.Target
 // bindVersion binds to a version by number, whatever release it is part of; what it calls stays on the release that
 // the request is bound to.
 func (r *resolver) bindVersion(view *store.Snapshot, key function.Key, number int, caller invocation.Binding) (*pool.Bound, error) {
-	v := view.Version(key, number)
+	v := view.Deployed(key, number)
 	if v == nil {
 		return nil, pool.ErrNoFunction
 	}
