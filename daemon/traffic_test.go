@@ -517,6 +517,7 @@ func TestJudgeAbortsAFailingCanary(t *testing.T) {
 			w.starter.broken = "shop/a:4"
 			w.starter.mu.Unlock()
 		}
+		j.Look(t.Context(), now.Add(6*time.Second)) // the warm-up is over
 		ref, _ := function.ParseRef("a", "")
 		for range 200 {
 			route, err := w.resolver.Resolve(t.Context(), gateway.Target{Ref: ref})
@@ -526,7 +527,7 @@ func TestJudgeAbortsAFailingCanary(t *testing.T) {
 			w.must(route.Invoke(t.Context(), &invocation.Request{ID: "1"}))
 			route.Close()
 		}
-		j.Look(t.Context(), now.Add(time.Second))
+		j.Look(t.Context(), now.Add(7*time.Second))
 		j.Look(t.Context(), now.Add(61*time.Second))
 		want, active := function.CanaryPromoted, 4
 		if failing {
