@@ -147,6 +147,87 @@ func TestResolveQualifiers(t *testing.T) {
 	}
 }
 
+// TestFunctionsThatNoActiveReleaseHas are called by what their qualifier names: by their name alone, with the account,
+// and before anything is active.
+func TestFunctionsThatNoActiveReleaseHas(t *testing.T) {
+	w := shopWithCanary(t)
+	ctx := t.Context()
+	w.must(w.api.Abort(ctx, api.ReleaseRequest{Environment: shop}))
+	for _, a := range []api.Alias{
+		{Environment: shop, Function: "gone", Name: "prod", Version: 1}, {Environment: shop, Name: "first", Release: 1}, {Environment: shop, Name: "newest", Release: 4},
+	} {
+		w.must(w.api.SetAlias(ctx, a))
+	}
+	first := w.record(store.NewRelease{Environment: blog, Functions: []store.NewFunction{held("post", "1"), held("twice", "1")}})
+	w.must(nil, w.store.KeepRelease(ctx, blog, first.Number))
+	w.release(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("twice", "2")}})
+	w.release(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("b", "2")}})
+	w.record(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("b", "3"), held("soon", "1")}})
+	missing := "ResourceNotFoundException: Function not found: arn:aws:lambda:eu-west-1:"
+	nowhere, ours := missing+function.Account(function.Environment{})+":function:", function.Account(shop)
+	for target, want := range map[string]string{
+		"gone:r1": "shop/gone:1 r1", "gone:1": "shop/gone:1 r3", "gone:prod": "shop/gone:1 r3", "gone:first": "shop/gone:1 r1",
+		ours + ":function:gone:1": "shop/gone:1 r3", ours + ":function:gone:prod": "shop/gone:1 r3", ours + ":function:gone:r1": "shop/gone:1 r1",
+		"new:r4": "shop/new:1 r4", "new:1": "shop/new:1 r3", "new:newest": "shop/new:1 r4",
+		"post:r1": "blog/post:1 r1", "post:1": "blog/post:1 r1", "twice:r1": "InvalidParameterValueException: The name twice is not unique on this host; use the ARN of one of: blog/twice",
+		"gone": nowhere + "gone:$LATEST", "gone:r2": nowhere + "gone:r2", "gone:2": nowhere + "gone:2", "gone:nobody": nowhere + "gone:nobody", "post": nowhere + "post:$LATEST",
+		"soon:r3": nowhere + "soon:r3", "soon:1": nowhere + "soon:1", function.Account(blog) + ":function:post": missing + function.Account(blog),
+	} {
+		ref, err := function.ParseRef(target, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.resolved(gateway.Target{Ref: ref}); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %s, want %s", target, got, want)
+		}
+	}
+	for _, env := range []function.Environment{shop, staging, blog} {
+		for _, r := range w.pools.Live(env) {
+			if n := r.InFlight(); n != 0 {
+				t.Errorf("%d requests are bound to release %d still", n, r.ReleaseNumber())
+			}
+		}
+	}
+	// A call from inside stays on its caller's release, also when that lacks the function.
+	caller, err := w.pools.Bind(shop, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &invocation.Request{ID: "1"}
+	w.must(caller.Invoke(ctx, req))
+	w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", "9")}})
+	scope := inside(shop)
+	scope.Caller = req.Binding
+	ref, _ := function.ParseRef("gone:1", "")
+	if got := w.resolved(gateway.Target{Scope: scope, Ref: ref}); got != "shop/gone:1 r3" {
+		t.Errorf("from inside: %s", got)
+	}
+	caller.Close()
+}
+
+// TestFunctionsOfACanaryAreListed, also those that the active release does not have.
+func TestFunctionsOfACanaryAreListed(t *testing.T) {
+	w := shopWithCanary(t)
+	got := map[string]string{}
+	for _, f := range w.api.Functions(shop) {
+		got[f.Key.Function] = fmt.Sprintf("version %d of release %d", f.Version, f.Release)
+	}
+	want := map[string]string{"a": "version 3 of release 3", "same": "version 1 of release 3", "new": "version 1 of release 4"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	d, err := w.api.Function("new", shop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Release != 4 || d.Active.Number != 1 || d.Deployed.IsZero() {
+		t.Errorf("detail %+v", d)
+	}
+	if d, err := w.api.Function("a", shop); err != nil || d.Release != 3 || d.Active.Number != 3 {
+		t.Errorf("a function of both: %+v, %v", d, err)
+	}
+}
+
 func TestAliasWeights(t *testing.T) {
 	w := newTraffic(t)
 	w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", "1")}})
