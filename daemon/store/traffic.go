@@ -305,6 +305,7 @@ func (s *Store) RemoveReleaseAlias(ctx context.Context, env function.Environment
 func (c conn) loadTraffic(e *Environment) error {
 	share, since, auto := 0, time.Time{}, ""
 	e.nextDecision = 1
+	e.previous = e.lastSuperseded()
 	err := c.each(trafficTable, []any{e.id}, func(r row) error {
 		e.previous, share, since, auto, e.nextDecision = int(r.number(1)), int(r.number(2)), fromNano(r.number(3)), r.text(4), int(r.number(5))
 		return nil
@@ -336,6 +337,21 @@ func (c conn) loadTraffic(e *Environment) error {
 		e.aliases[r.text(1)] = int(r.number(2))
 		return nil
 	})
+}
+
+// lastSuperseded returns the release that was active before, as far as the releases alone tell; 0 for none. It is what
+// holds until the environment has a row about its traffic, which schema 1 did not have.
+func (e *Environment) lastSuperseded() int {
+	var last *function.Release
+	for _, r := range e.releases {
+		if r.State == function.ReleaseSuperseded && !r.Activated.IsZero() && (last == nil || r.Activated.After(last.Activated)) {
+			last = r
+		}
+	}
+	if last == nil {
+		return 0
+	}
+	return last.Number
 }
 
 func (c conn) loadFunctionAliases(f *Function) error {
