@@ -101,7 +101,7 @@ func TestResolveQualifiers(t *testing.T) {
 	w := shopWithCanary(t)
 	ctx := t.Context()
 	for _, a := range []api.Alias{
-		{Environment: shop, Function: "a", Name: "prod", Version: 2}, {Environment: shop, Function: "same", Name: "previous", Version: 1},
+		{Environment: shop, Function: "a", Name: "prod", Version: 2}, {Environment: shop, Function: "same", Name: "old", Version: 1},
 		{Environment: shop, Name: "first", Release: 1}, {Environment: shop, Name: "next", Release: 4}, {Environment: shop, Name: "prod", Release: 1},
 	} {
 		w.must(w.api.SetAlias(ctx, a))
@@ -122,14 +122,14 @@ func TestResolveQualifiers(t *testing.T) {
 		}
 	}
 	seen := map[string]bool{}
-	for _, target := range []string{"a:prod", "same:previous", "a:1", "a:$LATEST"} {
+	for _, target := range []string{"a:prod", "same:old", "a:1", "a:$LATEST"} {
 		for range 100 { // drawn between the active release and the canary
 			ref, _ := function.ParseRef(target, "")
 			seen[target+" "+w.resolved(gateway.Target{Ref: ref})] = true
 		}
 	}
 	for _, want := range []string{
-		"a:prod shop/a:2 r3", "a:prod shop/a:2 r4", "same:previous shop/same:1 r3", "same:previous shop/same:1 r4",
+		"a:prod shop/a:2 r3", "a:prod shop/a:2 r4", "same:old shop/same:1 r3", "same:old shop/same:1 r4",
 		"a:1 shop/a:1 r3", "a:1 shop/a:1 r4", "a:$LATEST shop/a:3 r3", "a:$LATEST shop/a:4 r4",
 	} {
 		if !seen[want] {
@@ -386,6 +386,7 @@ func TestAliasesForPeople(t *testing.T) {
 		"two weights":               {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 1, Weights: map[int]float64{2: 0.1, 3: 0.1}}, func(err error) bool { return isCode(err, api.CodeInvalid) }},
 		"version 0 with a weight":   {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 1, Weights: map[int]float64{0: 0.1}}, func(err error) bool { return isCode(err, api.CodeInvalid) }},
 		"fixed":                     {api.Alias{Environment: shop, Name: "live", Release: 1}, errdefs.IsInvalidArgument},
+		"fixed, of a function":      {api.Alias{Environment: shop, Function: "a", Name: "live", Version: 1}, errdefs.IsInvalidArgument},
 		"a number":                  {api.Alias{Environment: shop, Function: "a", Name: "12", Version: 1}, errdefs.IsInvalidArgument},
 		"unknown version":           {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 77}, errdefs.IsNotFound},
 		"unknown release":           {api.Alias{Environment: shop, Name: "x", Release: 77}, errdefs.IsNotFound},

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -204,6 +205,12 @@ func functionAliases(t *testing.T, w *world) {
 	}
 	if err := w.SetFunctionAlias(ctx, function.FunctionAlias{Key: key, Name: "7", Version: 1}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a number as a name: %v", err)
+	}
+	for _, own := range []string{function.AliasLive, function.AliasPrevious} {
+		err := w.SetFunctionAlias(ctx, function.FunctionAlias{Key: key, Name: own, Version: 1})
+		if want := "alias " + own + " is kept by lfxd itself: choose another name"; !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("lfxd's own %s: %v", own, err)
+		}
 	}
 	w.must(w.RemoveFunctionAlias(ctx, key, "split"))
 	if err := w.RemoveFunctionAlias(ctx, key, "split"); !errdefs.IsNotFound(err) {
