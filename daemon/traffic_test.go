@@ -23,6 +23,7 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/judge"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/worker"
 	"lfx.dev/lfxd/internal/tmpdir"
@@ -70,7 +71,7 @@ func newTraffic(t testing.TB) *traffic {
 	t.Cleanup(func() { cancel(nil) })
 	w2 := &traffic{world: w, images: &heldImages{lost: map[string]bool{}}}
 	log := slog.New(slog.DiscardHandler)
-	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser, starter: worker.NewStarter(worker.Options{})}
+	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser, metrics: w.metrics, starter: worker.NewStarter(worker.Options{})}
 	d.deployer = deploy.New(deploy.Options{Store: w.store, Images: w2.images, Releases: w.releaser, Dir: tmpdir.New(t), RegistryHost: "localhost", Keep: 10, WarmTimeout: time.Minute, Log: log})
 	w2.api = (*backend)(d)
 	return w2
@@ -508,6 +509,26 @@ func TestRestartBringsTheCanaryBack(t *testing.T) {
 	w.wantPort(p, "function", fmt.Sprintf("shop/a:%d r%d", r.Versions["a"], r.Number))
 	if _, share := w.pools.Canary(shop); share != 0 || w.pools.Active(shop).ReleaseNumber() != r.Number {
 		t.Errorf("after the promotion: active %d", w.pools.Active(shop).ReleaseNumber())
+	}
+}
+
+// TestRollbacksAreCounted as deploys, with what they came to.
+func TestRollbacksAreCounted(t *testing.T) {
+	w := newTraffic(t)
+	for _, digest := range []string{"1", "2"} {
+		w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", digest)}})
+	}
+	none := func(api.DeployEvent) {}
+	w.must(w.api.Rollback(t.Context(), api.RollbackRequest{Environment: shop}, none))
+	if _, err := w.api.Rollback(t.Context(), api.RollbackRequest{Environment: shop, Release: 9}, none); err == nil {
+		t.Error("back to a release that there is not")
+	}
+	var text strings.Builder
+	w.must(nil, w.metrics.Write(&text, metrics.State{}))
+	for _, want := range []string{`lfx_deploys_total{result="released"} 1`, `lfx_deploys_total{result="failed"} 1`, "lfx_deploy_seconds_count 2"} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no %s", want)
+		}
 	}
 }
 
