@@ -27,7 +27,7 @@ type loadProfile struct {
 	deploys, rollbacks int
 }
 
-// loadNow is the short one, or with LFX_LOAD=full (make test-load) what the issue asks for.
+// loadNow is the short one, or with LFX_LOAD=full (make test-load) a minute with 20 deploys and 5 rollbacks.
 func loadNow() loadProfile {
 	if os.Getenv("LFX_LOAD") == "full" {
 		return loadProfile{duration: time.Minute, rate: 10, deploys: 20, rollbacks: 5}
