@@ -254,6 +254,7 @@ type releases struct {
 	forgot   map[function.Environment][]int // releases that Forget was told to keep
 	draining func(context.Context) error
 	inUse    map[int]bool // releases that requests are bound to
+	late     map[int]bool // the same, when it was asked for once
 }
 
 func (r *releases) Prepare(rel function.Release, versions map[string]*function.Version) (Candidate, error) {
@@ -298,6 +299,9 @@ func (r *releases) Deactivate(env function.Environment) func(context.Context) er
 func (r *releases) InUse(function.Environment) store.InUse {
 	r.mu.Lock()
 	used := maps.Clone(r.inUse)
+	if r.late != nil {
+		r.inUse, r.late = r.late, nil
+	}
 	r.mu.Unlock()
 	return func(rel *function.Release) bool { return used[rel.Number] }
 }

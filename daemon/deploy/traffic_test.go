@@ -434,6 +434,27 @@ func TestReleasesInUseKeepTheirImages(t *testing.T) {
 	}
 }
 
+// TestReleaseAskedForWhileItIsForgotten keeps its images until the next start.
+func TestReleaseAskedForWhileItIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Keep = 1
+	w.must(w.request())
+	first := *w.store.View().Release(shop, 1)
+	w.change()
+	w.releases.late = map[int]bool{1: true}
+	w.must(w.request())
+	if diff := cmp.Diff([]function.ReleaseState{function.ReleaseActive}, w.states()); diff != "" {
+		t.Errorf("states (-want +got):\n%s", diff)
+	}
+	if _, err := w.images.get(releaseName(host, &first, "a")); err != nil {
+		t.Error(err)
+	}
+	if err := w.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.consistent("after the next start")
+}
+
 // TestDeployWithoutActivationIsKept however few releases are.
 func TestDeployWithoutActivationIsKept(t *testing.T) {
 	for _, keep := range []int{1, 2} {
