@@ -75,13 +75,11 @@ func (b *backend) Functions(filter function.Environment) []api.FunctionSummary {
 	view := b.store.View()
 	out := []api.FunctionSummary{}
 	for _, e := range view.Environments() {
-		rel := view.ActiveRelease(e.Environment)
-		if rel == nil || !matches(filter, e.Environment) {
+		if !matches(filter, e.Environment) {
 			continue
 		}
-		for name, n := range rel.Versions {
-			key := function.Key{Environment: e.Environment, Function: name}
-			if v := view.Version(key, n); v != nil {
+		for _, f := range view.Functions(e.Environment) {
+			if rel, v := serving(view, f.Key); v != nil {
 				out = append(out, b.summary(e, rel, v))
 			}
 		}
@@ -90,6 +88,19 @@ func (b *backend) Functions(filter function.Environment) []api.FunctionSummary {
 		return cmp.Or(cmp.Compare(a.Project, b.Project), cmp.Compare(a.Environment.Name, b.Environment.Name), cmp.Compare(a.Key.Function, b.Key.Function))
 	})
 	return out
+}
+
+// serving returns the release that answers for a function, the active one or, when that does not have the function, the
+// canary, with the function's version in it; nil when neither has it.
+func serving(view *store.Snapshot, key function.Key) (*function.Release, *function.Version) {
+	rel := view.ActiveRelease(key.Environment)
+	if c := view.Canary(key.Environment); c != nil && rel != nil && rel.Versions[key.Function] == 0 {
+		rel = view.Release(key.Environment, c.Release)
+	}
+	if rel == nil || rel.Versions[key.Function] == 0 {
+		return nil, nil
+	}
+	return rel, view.Version(key, rel.Versions[key.Function])
 }
 
 func matches(filter, env function.Environment) bool {
@@ -102,6 +113,10 @@ func (b *backend) summary(e *store.Environment, rel *function.Release, v *functi
 		ARN:      function.ARN(b.cfg.Region, e.Account, v.Function, ""),
 		MemoryMB: v.Config.MemoryMB, Timeout: v.Config.Timeout.String(),
 		Default: rel.Default == v.Function, Port: rel.Ports[v.Function], Deployed: rel.Activated,
+	}
+	if rel.State == function.ReleaseCanary { // its ports wait for its promotion
+		s.Port = 0
+		s.Deployed = rel.Created
 	}
 	for _, p := range b.pools.Pools() {
 		if p.Version().Key == v.Key {
@@ -160,8 +175,10 @@ func (b *backend) Function(name string, filter function.Environment) (*api.Funct
 		return nil, err
 	}
 	view := b.store.View()
-	rel := view.ActiveRelease(key.Environment)
-	active := view.Version(key, rel.Versions[key.Function])
+	rel, active := serving(view, key)
+	if active == nil { // removed in this moment
+		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("there is no function %s: lfxctl ls shows all", name)}
+	}
 	d := &api.FunctionDetail{
 		FunctionSummary: b.summary(view.Environment(key.Project, key.Environment.Name), rel, active),
 		Active:          *active, Running: []api.InstanceInfo{},

@@ -57,7 +57,7 @@ func (b countedBuilder) Build(ctx context.Context, req buildkit.Request, progres
 	return res, err
 }
 
-// deployResult says what a deploy came to.
+// deployResult says what a deploy or a rollback came to.
 func deployResult(ctx context.Context, res *api.DeployResult, err error) metrics.DeployResult {
 	switch {
 	case err != nil && ctx.Err() != nil:

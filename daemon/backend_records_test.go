@@ -104,7 +104,7 @@ func TestFiguresOfForgottenVersionsDisappear(t *testing.T) {
 	w.post(port, "function")
 	const fn = `project="shop",environment="default",function="a"`
 	w.wantFigures(`lfx_requests_total{`+fn+`,version="1",release="1",outcome="ok"} 1`, `lfx_requests_total{`+fn+`,version="2",release="2",outcome="ok"} 1`)
-	if _, err := w.store.ForgetReleases(t.Context(), shop, 1); err != nil {
+	if _, err := w.store.ForgetReleases(t.Context(), shop, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.wantFigures(`lfx_requests_total{` + fn + `,version="2",release="2",outcome="ok"} 1`)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
@@ -75,7 +76,9 @@ func (b *backend) untilClose(ctx context.Context) (context.Context, func()) {
 func (b *backend) Rollback(ctx context.Context, req api.RollbackRequest, event func(api.DeployEvent)) (*api.DeployResult, error) {
 	ctx, done := b.untilClose(ctx)
 	defer done()
+	begun := time.Now()
 	res, err := b.deployer.Rollback(ctx, req, event)
+	b.metrics.Deployed(deployResult(ctx, res, err), time.Since(begun))
 	if err != nil {
 		return nil, err
 	}

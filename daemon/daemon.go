@@ -490,6 +490,7 @@ func (d *Daemon) reconcileLoop() {
 		case <-tick.C:
 		}
 		d.reconcileNow()
+		d.forgetUnused()
 		d.pruneFigures()
 	}
 }
@@ -510,6 +511,13 @@ func (d *Daemon) reconcileNow() {
 	if d.engine != nil {
 		d.engine.Tidy()
 	}
+}
+
+// forgetUnused forgets old releases that have drained since the deploy that superseded them.
+func (d *Daemon) forgetUnused() {
+	ctx, cancel := context.WithTimeout(d.ctx, reconcileInterval)
+	defer cancel()
+	d.deployer.ForgetUnused(ctx)
 }
 
 // shareShims keeps the shims standing that instances share. Without them an instance starts more slowly, in one of its own.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 
 	"lfx.dev/lfxd/daemon/deploy"
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/pool"
+	"lfx.dev/lfxd/daemon/store"
 )
 
 // releaser joins the pools and the ports for deploys: a candidate has both.
@@ -101,6 +103,36 @@ func (r *releaser) Deactivate(env function.Environment) (drained func(context.Co
 		}
 		r.pools.Forget(env, func(int) bool { return false })
 		return nil
+	}
+}
+
+// InUse implements deploy.Releaser.
+func (r *releaser) InUse(env function.Environment) store.InUse {
+	extra := map[function.Key][]int{} // versions with a pool that no live release explains
+	for _, p := range r.pools.Pools() {
+		if v := p.Version(); v.Environment == env {
+			extra[v.Key] = append(extra[v.Key], v.Number)
+		}
+	}
+	live := map[int]bool{}
+	for _, rel := range r.pools.Live(env) {
+		record := rel.Record()
+		live[record.Number] = true
+		for name, number := range record.Versions {
+			key := function.Key{Environment: env, Function: name}
+			extra[key] = slices.DeleteFunc(extra[key], func(n int) bool { return n == number })
+		}
+	}
+	return func(rel *function.Release) bool {
+		if live[rel.Number] {
+			return true
+		}
+		for name, number := range rel.Versions {
+			if slices.Contains(extra[function.Key{Environment: env, Function: name}], number) {
+				return true
+			}
+		}
+		return false
 	}
 }
 

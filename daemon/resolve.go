@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"lfx.dev/lfxd/daemon/function"
@@ -123,11 +124,15 @@ func inEnvironment(view *store.Snapshot, env function.Environment, t gateway.Tar
 	return function.Key{Environment: env, Function: name}
 }
 
-// bare finds a name that is unique on the host.
+// bare finds a name that is unique on the host: among the functions that get requests, and if there is none among
+// those that the qualifier can mean.
 func (r *resolver) bare(view *store.Snapshot, ref function.Ref) (function.Key, error) {
 	found := view.ByName(ref.Name)
 	if len(found) == 0 && ref.Name == anyFunction {
 		found = defaults(view)
+	}
+	if len(found) == 0 {
+		found = qualified(view, ref)
 	}
 	switch len(found) {
 	case 0:
@@ -142,6 +147,33 @@ func (r *resolver) bare(view *store.Snapshot, ref function.Ref) (function.Key, e
 	}
 	return function.Key{}, gateway.NewError("InvalidParameterValueException", fmt.Sprintf(
 		"The name %s is not unique on this host; use the ARN of one of: %s", ref.Name, strings.Join(names, ", ")))
+}
+
+// qualified lists the functions of the name, in all environments, that have what the qualifier names: no release that
+// gets requests needs to have them.
+func qualified(view *store.Snapshot, ref function.Ref) (out []function.Key) {
+	for _, e := range view.Environments() {
+		key := function.Key{Environment: e.Environment, Function: ref.Name}
+		number, found := 0, false
+		switch ref.Kind {
+		case function.QualifierRelease:
+			number = ref.Number
+		case function.QualifierVersion:
+			found = view.Deployed(key, ref.Number) != nil
+		case function.QualifierAlias:
+			found = view.FunctionAlias(key, ref.Qualifier) != nil
+			number = view.ReleaseAlias(e.Environment, ref.Qualifier)
+		}
+		if rel := view.Release(e.Environment, number); found || callable(rel) && rel.Versions[ref.Name] != 0 {
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// callable says whether requests may name the release, which may be nil.
+func callable(rel *function.Release) bool {
+	return rel != nil && rel.State != function.ReleaseFailed && rel.State != function.ReleaseRecorded
 }
 
 // defaults lists the default functions of all environments.
@@ -195,18 +227,46 @@ func (r *resolver) bind(view *store.Snapshot, key function.Key, t gateway.Target
 }
 
 // bindVersion binds to a version by number, whatever release it is part of; what it calls stays on the release that
-// the request is bound to.
+// the request is bound to, which need not have the function.
 func (r *resolver) bindVersion(view *store.Snapshot, key function.Key, number int, caller invocation.Binding) (*pool.Bound, error) {
-	v := view.Version(key, number)
+	v := view.Deployed(key, number)
 	if v == nil {
 		return nil, pool.ErrNoFunction
 	}
 	b, err := r.bindCurrent(key, caller)
+	if errors.Is(err, pool.ErrNoFunction) {
+		b, err = r.bindAny(view, key.Environment, caller)
+	}
+	if errors.Is(err, pool.ErrNoRelease) { // nothing is active yet: the newest release that has it
+		for _, rel := range slices.Backward(view.Releases(key.Environment)) {
+			if callable(rel) && rel.Versions[key.Function] == number {
+				return r.bindRelease(view, key, rel.Number, false)
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	b.At(v)
 	return b, nil
+}
+
+// bindAny is bindCurrent for a request to no function of the release in particular.
+func (r *resolver) bindAny(view *store.Snapshot, env function.Environment, caller invocation.Binding) (*pool.Bound, error) {
+	if rel, ok := caller.(*pool.Release); ok && rel != nil {
+		for name := range rel.Record().Versions {
+			if b, err := rel.Bind(name); !errors.Is(err, pool.ErrNoRelease) {
+				return b, err
+			}
+			break // it has drained: as in bindCurrent
+		}
+	}
+	if active := view.ActiveRelease(env); active != nil {
+		for name := range active.Versions {
+			return r.pools.Bind(env, name)
+		}
+	}
+	return nil, pool.ErrNoRelease
 }
 
 func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*pool.Bound, error) {
@@ -225,14 +285,21 @@ func (r *resolver) bindCurrent(key function.Key, caller invocation.Binding) (*po
 // invocation made the request.
 func (r *resolver) bindRelease(view *store.Snapshot, key function.Key, number int, root bool) (*pool.Bound, error) {
 	rel := view.Release(key.Environment, number)
-	if rel == nil || rel.State == function.ReleaseFailed || rel.State == function.ReleaseRecorded {
+	if !callable(rel) {
 		return nil, pool.ErrNoRelease
 	}
 	b, err := r.pools.BindNumber(key.Environment, number, key.Function, root)
 	if !errors.Is(err, pool.ErrNoRelease) {
 		return b, err
 	}
-	return r.pools.BindKept(*rel, versionsOf(view, rel), key.Function)
+	if b, err = r.pools.BindKept(*rel, versionsOf(view, rel), key.Function); err != nil {
+		return nil, err
+	}
+	if r.store.View().Release(key.Environment, number) == nil { // forgotten in this moment, before it lived
+		b.Close()
+		return nil, pool.ErrNoRelease
+	}
+	return b, nil
 }
 
 // versionsOf looks up the versions of a release.

@@ -193,6 +193,44 @@ func TestKeptReleaseAnswers(t *testing.T) {
 	}
 }
 
+// TestVersionThatIsBeingDeployedIsNotCalled: until its release is deployed its image has a temporary name, under which
+// no pool may be made.
+func TestVersionThatIsBeingDeployedIsNotCalled(t *testing.T) {
+	w := newWorld(t)
+	w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{fn("hello", "a")}})
+	next := w.record(store.NewRelease{Environment: shop, Functions: []store.NewFunction{fn("hello", "b")}})
+	ref, err := function.ParseRef("hello:2", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "ResourceNotFoundException: Function not found: arn:aws:lambda:eu-west-1:" + function.Account(shop) + ":function:hello:2"
+	if got := w.resolved(gateway.Target{Ref: ref}); got != want {
+		t.Errorf("while it is recorded only: %s, want %s", got, want)
+	}
+	for _, p := range w.pools.Pools() {
+		if p.Version().Number == 2 {
+			t.Error("it has a pool")
+		}
+	}
+	key := function.Key{Environment: shop, Function: "hello"}
+	final := w.store.View().Version(key, 2).Image
+	final.Name = "localhost/final"
+	if err := w.store.SetImage(t.Context(), key, 2, final); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.store.KeepRelease(t.Context(), shop, next.Number); err != nil {
+		t.Fatal(err)
+	}
+	route, err := w.resolver.Resolve(t.Context(), gateway.Target{Ref: ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer route.Close()
+	if got := route.Version().Image.Name; got != "localhost/final" {
+		t.Errorf("it runs %s", got)
+	}
+}
+
 // BenchmarkResolve is what a bare name costs a warm invocation.
 func BenchmarkResolve(b *testing.B) {
 	w := deployed(b)

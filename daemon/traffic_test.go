@@ -23,6 +23,7 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/judge"
+	"lfx.dev/lfxd/daemon/metrics"
 	"lfx.dev/lfxd/daemon/store"
 	"lfx.dev/lfxd/daemon/worker"
 	"lfx.dev/lfxd/internal/tmpdir"
@@ -70,7 +71,7 @@ func newTraffic(t testing.TB) *traffic {
 	t.Cleanup(func() { cancel(nil) })
 	w2 := &traffic{world: w, images: &heldImages{lost: map[string]bool{}}}
 	log := slog.New(slog.DiscardHandler)
-	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser, starter: worker.NewStarter(worker.Options{})}
+	d := &Daemon{cfg: &config.Config{}, log: log, ctx: ctx, store: w.store, pools: w.pools, releaser: w.releaser, metrics: w.metrics, starter: worker.NewStarter(worker.Options{})}
 	d.deployer = deploy.New(deploy.Options{Store: w.store, Images: w2.images, Releases: w.releaser, Dir: tmpdir.New(t), RegistryHost: "localhost", Keep: 10, WarmTimeout: time.Minute, Log: log})
 	w2.api = (*backend)(d)
 	return w2
@@ -101,7 +102,7 @@ func TestResolveQualifiers(t *testing.T) {
 	w := shopWithCanary(t)
 	ctx := t.Context()
 	for _, a := range []api.Alias{
-		{Environment: shop, Function: "a", Name: "prod", Version: 2}, {Environment: shop, Function: "same", Name: "previous", Version: 1},
+		{Environment: shop, Function: "a", Name: "prod", Version: 2}, {Environment: shop, Function: "same", Name: "old", Version: 1},
 		{Environment: shop, Name: "first", Release: 1}, {Environment: shop, Name: "next", Release: 4}, {Environment: shop, Name: "prod", Release: 1},
 	} {
 		w.must(w.api.SetAlias(ctx, a))
@@ -122,14 +123,14 @@ func TestResolveQualifiers(t *testing.T) {
 		}
 	}
 	seen := map[string]bool{}
-	for _, target := range []string{"a:prod", "same:previous", "a:1", "a:$LATEST"} {
+	for _, target := range []string{"a:prod", "same:old", "a:1", "a:$LATEST"} {
 		for range 100 { // drawn between the active release and the canary
 			ref, _ := function.ParseRef(target, "")
 			seen[target+" "+w.resolved(gateway.Target{Ref: ref})] = true
 		}
 	}
 	for _, want := range []string{
-		"a:prod shop/a:2 r3", "a:prod shop/a:2 r4", "same:previous shop/same:1 r3", "same:previous shop/same:1 r4",
+		"a:prod shop/a:2 r3", "a:prod shop/a:2 r4", "same:old shop/same:1 r3", "same:old shop/same:1 r4",
 		"a:1 shop/a:1 r3", "a:1 shop/a:1 r4", "a:$LATEST shop/a:3 r3", "a:$LATEST shop/a:4 r4",
 	} {
 		if !seen[want] {
@@ -144,6 +145,87 @@ func TestResolveQualifiers(t *testing.T) {
 		if n := r.InFlight(); n != 0 {
 			t.Errorf("%d requests are bound to release %d still", n, r.ReleaseNumber())
 		}
+	}
+}
+
+// TestFunctionsThatNoActiveReleaseHas are called by what their qualifier names: by their name alone, with the account,
+// and before anything is active.
+func TestFunctionsThatNoActiveReleaseHas(t *testing.T) {
+	w := shopWithCanary(t)
+	ctx := t.Context()
+	w.must(w.api.Abort(ctx, api.ReleaseRequest{Environment: shop}))
+	for _, a := range []api.Alias{
+		{Environment: shop, Function: "gone", Name: "prod", Version: 1}, {Environment: shop, Name: "first", Release: 1}, {Environment: shop, Name: "newest", Release: 4},
+	} {
+		w.must(w.api.SetAlias(ctx, a))
+	}
+	first := w.record(store.NewRelease{Environment: blog, Functions: []store.NewFunction{held("post", "1"), held("twice", "1")}})
+	w.must(nil, w.store.KeepRelease(ctx, blog, first.Number))
+	w.release(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("twice", "2")}})
+	w.release(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("b", "2")}})
+	w.record(store.NewRelease{Environment: staging, Functions: []store.NewFunction{held("b", "3"), held("soon", "1")}})
+	missing := "ResourceNotFoundException: Function not found: arn:aws:lambda:eu-west-1:"
+	nowhere, ours := missing+function.Account(function.Environment{})+":function:", function.Account(shop)
+	for target, want := range map[string]string{
+		"gone:r1": "shop/gone:1 r1", "gone:1": "shop/gone:1 r3", "gone:prod": "shop/gone:1 r3", "gone:first": "shop/gone:1 r1",
+		ours + ":function:gone:1": "shop/gone:1 r3", ours + ":function:gone:prod": "shop/gone:1 r3", ours + ":function:gone:r1": "shop/gone:1 r1",
+		"new:r4": "shop/new:1 r4", "new:1": "shop/new:1 r3", "new:newest": "shop/new:1 r4",
+		"post:r1": "blog/post:1 r1", "post:1": "blog/post:1 r1", "twice:r1": "InvalidParameterValueException: The name twice is not unique on this host; use the ARN of one of: blog/twice",
+		"gone": nowhere + "gone:$LATEST", "gone:r2": nowhere + "gone:r2", "gone:2": nowhere + "gone:2", "gone:nobody": nowhere + "gone:nobody", "post": nowhere + "post:$LATEST",
+		"soon:r3": nowhere + "soon:r3", "soon:1": nowhere + "soon:1", function.Account(blog) + ":function:post": missing + function.Account(blog),
+	} {
+		ref, err := function.ParseRef(target, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.resolved(gateway.Target{Ref: ref}); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %s, want %s", target, got, want)
+		}
+	}
+	for _, env := range []function.Environment{shop, staging, blog} {
+		for _, r := range w.pools.Live(env) {
+			if n := r.InFlight(); n != 0 {
+				t.Errorf("%d requests are bound to release %d still", n, r.ReleaseNumber())
+			}
+		}
+	}
+	// A call from inside stays on its caller's release, also when that lacks the function.
+	caller, err := w.pools.Bind(shop, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &invocation.Request{ID: "1"}
+	w.must(caller.Invoke(ctx, req))
+	w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", "9")}})
+	scope := inside(shop)
+	scope.Caller = req.Binding
+	ref, _ := function.ParseRef("gone:1", "")
+	if got := w.resolved(gateway.Target{Scope: scope, Ref: ref}); got != "shop/gone:1 r3" {
+		t.Errorf("from inside: %s", got)
+	}
+	caller.Close()
+}
+
+// TestFunctionsOfACanaryAreListed, also those that the active release does not have.
+func TestFunctionsOfACanaryAreListed(t *testing.T) {
+	w := shopWithCanary(t)
+	got := map[string]string{}
+	for _, f := range w.api.Functions(shop) {
+		got[f.Key.Function] = fmt.Sprintf("version %d of release %d", f.Version, f.Release)
+	}
+	want := map[string]string{"a": "version 3 of release 3", "same": "version 1 of release 3", "new": "version 1 of release 4"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	d, err := w.api.Function("new", shop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Release != 4 || d.Active.Number != 1 || d.Deployed.IsZero() {
+		t.Errorf("detail %+v", d)
+	}
+	if d, err := w.api.Function("a", shop); err != nil || d.Release != 3 || d.Active.Number != 3 {
+		t.Errorf("a function of both: %+v, %v", d, err)
 	}
 }
 
@@ -305,6 +387,7 @@ func TestAliasesForPeople(t *testing.T) {
 		"two weights":               {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 1, Weights: map[int]float64{2: 0.1, 3: 0.1}}, func(err error) bool { return isCode(err, api.CodeInvalid) }},
 		"version 0 with a weight":   {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 1, Weights: map[int]float64{0: 0.1}}, func(err error) bool { return isCode(err, api.CodeInvalid) }},
 		"fixed":                     {api.Alias{Environment: shop, Name: "live", Release: 1}, errdefs.IsInvalidArgument},
+		"fixed, of a function":      {api.Alias{Environment: shop, Function: "a", Name: "live", Version: 1}, errdefs.IsInvalidArgument},
 		"a number":                  {api.Alias{Environment: shop, Function: "a", Name: "12", Version: 1}, errdefs.IsInvalidArgument},
 		"unknown version":           {api.Alias{Environment: shop, Function: "a", Name: "x", Version: 77}, errdefs.IsNotFound},
 		"unknown release":           {api.Alias{Environment: shop, Name: "x", Release: 77}, errdefs.IsNotFound},
@@ -429,6 +512,92 @@ func TestRestartBringsTheCanaryBack(t *testing.T) {
 	}
 }
 
+// TestRollbacksAreCounted as deploys, with what they came to.
+func TestRollbacksAreCounted(t *testing.T) {
+	w := newTraffic(t)
+	for _, digest := range []string{"1", "2"} {
+		w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", digest)}})
+	}
+	none := func(api.DeployEvent) {}
+	w.must(w.api.Rollback(t.Context(), api.RollbackRequest{Environment: shop}, none))
+	if _, err := w.api.Rollback(t.Context(), api.RollbackRequest{Environment: shop, Release: 9}, none); err == nil {
+		t.Error("back to a release that there is not")
+	}
+	var text strings.Builder
+	w.must(nil, w.metrics.Write(&text, metrics.State{}))
+	for _, want := range []string{`lfx_deploys_total{result="released"} 1`, `lfx_deploys_total{result="failed"} 1`, "lfx_deploy_seconds_count 2"} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// TestWhatRequestsAreBoundToIsNotForgotten: a release that drains, one that was asked for by its number, and one with a
+// version that was asked for by its number, keep their images until the request ends.
+func TestWhatRequestsAreBoundToIsNotForgotten(t *testing.T) {
+	w := newTraffic(t)
+	d := (*Daemon)(w.api)
+	d.deployer = deploy.New(deploy.Options{Store: w.store, Images: w.images, Releases: d.releaser, Dir: tmpdir.New(t), RegistryHost: "localhost", Keep: 1, Log: d.log})
+	left := func() (numbers []int) {
+		d.forgetUnused()
+		for _, r := range w.store.View().Releases(shop) {
+			numbers = append(numbers, r.Number)
+		}
+		return numbers
+	}
+	bind := func(target string) invocation.Route {
+		t.Helper()
+		ref, err := function.ParseRef(target, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		route, err := w.resolver.Resolve(t.Context(), gateway.Target{Ref: ref})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return route
+	}
+	release := func(digest string) {
+		w.release(store.NewRelease{Environment: shop, Functions: []store.NewFunction{held("a", digest), held("same", "1")}})
+	}
+	for _, digest := range []string{"1", "2", "3", "4"} {
+		release(digest)
+	}
+	draining := bind("a") // on release 4
+	byNumber := bind("a:r2")
+	release("5")
+	byVersion := bind("a:3") // on release 5, which has version 5
+	for i, step := range []struct {
+		end  invocation.Route
+		want []int
+	}{{nil, []int{2, 3, 4, 5}}, {byNumber, []int{3, 4, 5}}, {draining, []int{3, 5}}} {
+		if step.end != nil {
+			step.end.Close()
+		}
+		if got := left(); !slices.Equal(got, step.want) {
+			t.Errorf("step %d: the releases %v are left, want %v", i, got, step.want)
+		}
+	}
+	release("6")
+	if got := left(); !slices.Equal(got, []int{3, 5, 6}) {
+		t.Errorf("with a request that runs version 3 on release 5: %v", got)
+	}
+	byVersion.Close()
+	if got := left(); !slices.Equal(got, []int{6}) {
+		t.Errorf("in the end the releases %v are left", got)
+	}
+	route := bind("a")
+	release("7")
+	drained := w.releaser.Deactivate(shop)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := drained(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a removed environment does not wait for a request on the release before: %v", err)
+	}
+	route.Close()
+	w.must(nil, drained(t.Context()))
+}
+
 // TestJudgeAbortsAFailingCanary: from the pools' own counters to the record.
 func TestJudgeAbortsAFailingCanary(t *testing.T) {
 	for _, failing := range []bool{true, false} {
@@ -451,6 +620,7 @@ func TestJudgeAbortsAFailingCanary(t *testing.T) {
 			w.starter.broken = "shop/a:4"
 			w.starter.mu.Unlock()
 		}
+		j.Look(t.Context(), now.Add(6*time.Second)) // the warm-up is over
 		ref, _ := function.ParseRef("a", "")
 		for range 200 {
 			route, err := w.resolver.Resolve(t.Context(), gateway.Target{Ref: ref})
@@ -460,7 +630,7 @@ func TestJudgeAbortsAFailingCanary(t *testing.T) {
 			w.must(route.Invoke(t.Context(), &invocation.Request{ID: "1"}))
 			route.Close()
 		}
-		j.Look(t.Context(), now.Add(time.Second))
+		j.Look(t.Context(), now.Add(7*time.Second))
 		j.Look(t.Context(), now.Add(61*time.Second))
 		want, active := function.CanaryPromoted, 4
 		if failing {

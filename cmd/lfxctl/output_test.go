@@ -1,8 +1,13 @@
 package main
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"lfx.dev/lfxd/daemon/api"
+	"lfx.dev/lfxd/daemon/function"
 )
 
 func TestAgo(t *testing.T) {
@@ -32,6 +37,31 @@ func TestVisibleDisarmsTerminals(t *testing.T) {
 	} {
 		if got := visible(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestTrafficWithoutAnActiveRelease: what was only deployed with --no-activate gets no requests, and no row.
+func TestTrafficWithoutAnActiveRelease(t *testing.T) {
+	kept := api.Traffic{Environment: function.Environment{Project: "shop", Name: "kept"}}
+	active := api.Traffic{Environment: function.Environment{Project: "shop", Name: "default"}, Active: 7}
+	for _, tt := range []struct {
+		all    []api.Traffic
+		rows   []string
+		stderr string
+	}{
+		{[]api.Traffic{active, kept}, []string{"PROJECT ENV RELEASE STATE SHARE SINCE", "shop default 7 active 100% -"}, ""},
+		{[]api.Traffic{kept}, nil, "no release is active: `lfxctl releases` shows what is kept, `lfxctl rollback N` activates one of them\n"},
+	} {
+		var out, errs strings.Builder
+		a := &app{stdout: &out, stderr: &errs, lookup: func(string) (string, bool) { return "", false }}
+		a.printTraffic(tt.all)
+		var rows []string
+		for line := range strings.Lines(out.String()) {
+			rows = append(rows, strings.Join(strings.Fields(line), " "))
+		}
+		if !slices.Equal(rows, tt.rows) || errs.String() != tt.stderr {
+			t.Errorf("%v: printed %q and %q", tt.all, rows, errs.String())
 		}
 	}
 }

@@ -170,11 +170,17 @@ func (a *app) printTraffic(all []api.Traffic) {
 		if e.Canary != nil {
 			rest -= e.Canary.Percent
 		}
-		t.add(text("%s", e.Project), text("%s", e.Environment.Name), text("%s", number(e.Active)), cell{api.StateActive, green}, text("%s", share(rest)), text(""))
+		if e.Active != 0 { // else nothing was activated yet
+			t.add(text("%s", e.Project), text("%s", e.Environment.Name), text("%d", e.Active), cell{api.StateActive, green}, text("%s", share(rest)), text(""))
+		}
 		if e.Canary != nil {
 			t.add(text("%s", e.Project), text("%s", e.Environment.Name), text("%d", e.Canary.Release), cell{api.StateCanary, yellow},
 				text("%s", share(e.Canary.Percent)), text("%s", a.ago(e.Canary.Since)))
 		}
+	}
+	if len(t.rows) == 0 {
+		fmt.Fprintln(a.stderr, "no release is active: `lfxctl releases` shows what is kept, `lfxctl rollback N` activates one of them")
+		return
 	}
 	a.print(t)
 	for _, e := range all {

@@ -85,6 +85,9 @@ type Releaser interface {
 	// Deactivate stops routing to an environment that has no functions any more. drained blocks until no
 	// request is bound to what was routed to, or until its context ends.
 	Deactivate(env function.Environment) (drained func(context.Context) error)
+	// InUse says which of the environment's releases requests are or may be bound to at this moment: those that
+	// live, and those with a version that a request asked for by number.
+	InUse(env function.Environment) store.InUse
 	// Forget says that of the environment's releases only those are left that keep names.
 	Forget(env function.Environment, keep func(number int) bool)
 }
@@ -102,7 +105,7 @@ type Options struct {
 	RegistryHost string
 	// BaseImages maps base image references to others; empty by default.
 	BaseImages map[string]string
-	// Keep is how many releases that are or were active stay.
+	// Keep is how many releases that are or were active stay, beside those that are in use.
 	Keep         int
 	MaxParallel  int
 	BuildTimeout time.Duration
@@ -455,7 +458,7 @@ func (j *job) release(ctx context.Context, wanted store.NewRelease, active *func
 	if now := j.opts.Store.View().Release(rel.Environment, rel.Number); now != nil {
 		rel = *now
 	}
-	j.forget(rel.Environment)
+	j.forgetNow(rel.Environment)
 	return j.result(rel, versions, active), nil
 }
 
@@ -496,11 +499,34 @@ func (d *Deployer) failRelease(ctx context.Context, rel function.Release) error 
 	return nil
 }
 
-// forget drops releases beyond the kept ones. Failures are left to the next deploy.
-func (d *Deployer) forget(env function.Environment) {
+// forgetNow is forget at the end of a deploy, whatever became of its context.
+func (d *Deployer) forgetNow(env function.Environment) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	dropped, err := d.opts.Store.ForgetReleases(ctx, env, d.opts.Keep)
+	d.forget(ctx, env)
+}
+
+// ForgetUnused forgets the releases beyond the kept ones that were still in use when they were superseded.
+// Environments that a deploy works on are left to it. Call it now and then.
+func (d *Deployer) ForgetUnused(ctx context.Context) {
+	view := d.opts.Store.View()
+	for _, e := range view.Environments() {
+		if view.Surplus(e.Environment, d.opts.Keep, d.opts.Releases.InUse(e.Environment)) == 0 {
+			continue
+		}
+		release, err := d.claim(ctx, e.Environment, false, nil)
+		if err != nil {
+			continue
+		}
+		d.forget(ctx, e.Environment)
+		release()
+	}
+}
+
+// forget drops releases of an environment, which the caller has claimed, beyond the kept ones. Failures are left to
+// the next time.
+func (d *Deployer) forget(ctx context.Context, env function.Environment) {
+	dropped, err := d.opts.Store.ForgetReleases(ctx, env, d.opts.Keep, d.opts.Releases.InUse(env))
 	if err != nil {
 		d.opts.Log.Warn("old releases were not forgotten", "environment", env.String(), "error", err)
 		return
@@ -508,6 +534,12 @@ func (d *Deployer) forget(env function.Environment) {
 	failpoint.Here("deploy.forgotten")
 	view := d.opts.Store.View()
 	d.opts.Releases.Forget(env, func(number int) bool { return view.Release(env, number) != nil })
+	// A request may have asked for one in the moment before it was forgotten: what it needs is the next sweep's.
+	inUse := d.opts.Releases.InUse(env)
+	if late := slices.ContainsFunc(dropped.Releases, inUse); late {
+		d.opts.Log.Warn("a release was asked for while it was forgotten: its images stay until the next start", "environment", env.String())
+		return
+	}
 	d.removeImages(ctx, dropped)
 	d.sweepContexts()
 }
@@ -614,7 +646,7 @@ func (d *Deployer) Remove(ctx context.Context, key function.Key) (*api.RemoveRes
 	if err := d.switchTo(ctx, "remove", rec.Release, versions); err != nil {
 		return nil, errors.Join(err, d.failRelease(context.WithoutCancel(ctx), rec.Release))
 	}
-	d.forget(key.Environment)
+	d.forgetNow(key.Environment)
 	return &api.RemoveResult{Key: key, Release: rec.Release.Number}, nil
 }
 

@@ -253,6 +253,8 @@ type releases struct {
 	warming  chan struct{}
 	forgot   map[function.Environment][]int // releases that Forget was told to keep
 	draining func(context.Context) error
+	inUse    map[int]bool // releases that requests are bound to
+	late     map[int]bool // the same, when it was asked for once
 }
 
 func (r *releases) Prepare(rel function.Release, versions map[string]*function.Version) (Candidate, error) {
@@ -292,6 +294,16 @@ func (r *releases) Deactivate(env function.Environment) func(context.Context) er
 		return r.draining
 	}
 	return func(context.Context) error { return nil }
+}
+
+func (r *releases) InUse(function.Environment) store.InUse {
+	r.mu.Lock()
+	used := maps.Clone(r.inUse)
+	if r.late != nil {
+		r.inUse, r.late = r.late, nil
+	}
+	r.mu.Unlock()
+	return func(rel *function.Release) bool { return used[rel.Number] }
 }
 
 func (r *releases) Forget(env function.Environment, keep func(int) bool) {

@@ -308,7 +308,7 @@ func (d *Deployer) Promote(ctx context.Context, req api.ReleaseRequest, by funct
 		return err
 	}
 	if release, err := d.claim(ctx, env, false, nil); err == nil { // else the deploy that runs forgets
-		d.forget(env)
+		d.forgetNow(env)
 		release()
 	}
 	return nil

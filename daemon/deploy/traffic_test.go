@@ -400,6 +400,81 @@ func TestForgottenReleasesAreToldToTheReleaser(t *testing.T) {
 	}
 }
 
+// TestReleasesInUseKeepTheirImages: a release that drains when the next one takes over, or that a request asked for by
+// its number, is forgotten only when nothing is bound to it any more.
+func TestReleasesInUseKeepTheirImages(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Keep = 1
+	w.must(w.request())
+	w.releases.inUse = map[int]bool{1: true, 2: true}
+	for range 2 {
+		w.change()
+		w.must(w.request())
+	}
+	w.wantStates("while requests are bound", function.ReleaseSuperseded, function.ReleaseSuperseded, function.ReleaseActive)
+	for n := range 3 {
+		if _, err := w.images.get(releaseName(host, w.store.View().Release(shop, n+1), "a")); err != nil {
+			t.Errorf("release %d: %v", n+1, err)
+		}
+	}
+	delete(w.releases.inUse, 1)
+	w.ForgetUnused(t.Context())
+	w.wantStates("when the first has drained", function.ReleaseSuperseded, function.ReleaseActive)
+	w.releases.inUse = nil
+	before := len(w.seam.calls)
+	w.ForgetUnused(t.Context())
+	w.wantStates("when all have drained", function.ReleaseActive)
+	if len(w.seam.calls) == before {
+		t.Error("no image was removed")
+	}
+	before = len(w.seam.calls)
+	w.ForgetUnused(t.Context())
+	if calls := w.seam.calls[before:]; len(calls) != 0 {
+		t.Errorf("once more does %v", calls)
+	}
+}
+
+// TestReleaseAskedForWhileItIsForgotten keeps its images until the next start.
+func TestReleaseAskedForWhileItIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Keep = 1
+	w.must(w.request())
+	first := *w.store.View().Release(shop, 1)
+	w.change()
+	w.releases.late = map[int]bool{1: true}
+	w.must(w.request())
+	if diff := cmp.Diff([]function.ReleaseState{function.ReleaseActive}, w.states()); diff != "" {
+		t.Errorf("states (-want +got):\n%s", diff)
+	}
+	if _, err := w.images.get(releaseName(host, &first, "a")); err != nil {
+		t.Error(err)
+	}
+	if err := w.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.consistent("after the next start")
+}
+
+// TestDeployWithoutActivationIsKept however few releases are.
+func TestDeployWithoutActivationIsKept(t *testing.T) {
+	for _, keep := range []int{1, 2} {
+		w := twice(t)
+		w.opts.Keep = keep
+		w.change()
+		req := w.request()
+		req.NoActivate = true
+		res := w.must(req)
+		w.ForgetUnused(t.Context())
+		w.consistent("after the deploy")
+		if r := w.store.View().Release(shop, res.Release.Number); r == nil || r.State != function.ReleaseSuperseded {
+			t.Fatalf("keep %d: the release is %+v", keep, r)
+		}
+		if _, err := w.rollback(res.Release.Number); err != nil {
+			t.Errorf("keep %d: it cannot be activated: %v", keep, err)
+		}
+	}
+}
+
 // moment is what a crash leaves: the state directory and containerd's images.
 type moment struct {
 	call   string

@@ -96,11 +96,13 @@ type Decision struct {
 
 // Figures are what a release did over a stretch of time; only root requests count, not nested calls.
 type Figures struct {
-	Requests  int64         `json:"requests"`
-	Errors    int64         `json:"errors"`
-	ErrorRate float64       `json:"error_rate"`
-	P50       time.Duration `json:"p50"`
-	P99       time.Duration `json:"p99"`
+	Requests  int64   `json:"requests"`
+	Errors    int64   `json:"errors"`
+	ErrorRate float64 `json:"error_rate"`
+	// Samples is how many of the requests P50 and P99 are taken from: those of the canary's warm-up do not count.
+	Samples int64         `json:"samples,omitempty"`
+	P50     time.Duration `json:"p50"`
+	P99     time.Duration `json:"p99"`
 }
 
 // Names of the aliases of an environment that lfxd keeps itself.

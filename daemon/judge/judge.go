@@ -10,7 +10,8 @@
 //
 // Only root requests count, nested calls run on their caller's release. The first tenth of After (at most a
 // minute) does not count for the p99: the canary's first requests start instances that the active release has.
-// After a restart of the daemon the counting begins anew, the time does not.
+// A p99 is compared when both sides have enough requests beyond that; too few of the canary's are too few requests.
+// After a restart of the daemon the counting begins anew, and so does the time for too few requests; After does not.
 package judge
 
 import (
@@ -66,6 +67,7 @@ type Options struct {
 // Judge looks at the canaries again and again.
 type Judge struct {
 	opts    Options
+	begun   time.Time // of the first look: nothing was counted before
 	watched map[watchKey]*watch
 }
 
@@ -105,6 +107,9 @@ func (j *Judge) Run(ctx context.Context) {
 
 // Look decides about every canary once. Not for concurrent use.
 func (j *Judge) Look(ctx context.Context, now time.Time) {
+	if j.begun.IsZero() {
+		j.begun = now
+	}
 	canaries := j.opts.Actions.Canaries()
 	seen := make(map[watchKey]bool, len(canaries))
 	for _, c := range canaries {
@@ -141,7 +146,8 @@ func (j *Judge) decide(ctx context.Context, c Canary, w *watch, now time.Time) {
 		Time: now.UTC(), Release: c.Release, By: function.ByJudge,
 		Canary: figures(canary, w.canary, w.canaryLatency), Active: figures(active, w.active, w.activeLatency),
 	}
-	d.Action, d.Reason = Verdict(*c.Auto, now.Sub(c.Since), c.Extended, *d.Canary, *d.Active)
+	t := Time{Running: now.Sub(c.Since), Watched: min(now.Sub(w.begun), now.Sub(c.Since)), Restarted: c.Since.Before(j.begun), Extended: c.Extended}
+	d.Action, d.Reason = Verdict(*c.Auto, t, *d.Canary, *d.Active)
 	var err error
 	switch d.Action {
 	case "":
@@ -166,7 +172,7 @@ func figures(now, before Counters, latency histogram.Snapshot) *function.Figures
 		f.ErrorRate = min(float64(f.Errors)/float64(f.Requests), 1)
 	}
 	since := now.Latency.Sub(latency)
-	f.P50, f.P99 = since.Quantile(0.5), since.Quantile(0.99)
+	f.Samples, f.P50, f.P99 = since.Count(), since.Quantile(0.5), since.Quantile(0.99)
 	return f
 }
 
@@ -178,7 +184,8 @@ const (
 	clearlyErrors = 5
 	clearlyRate   = 0.1
 	clearlyTimes  = 5
-	// leastCompared is how many requests the active release must have served for its p99 to say something.
+	// leastCompared is how many requests a release must have served after the warm-up for its p99 to say
+	// something.
 	leastCompared = 20
 	// leastSlower is a difference of p99 that is never too much: below it the clock and the scheduler decide.
 	leastSlower = time.Millisecond
@@ -189,24 +196,38 @@ func clearlyRequests(j function.Judgement) int64 {
 	return min(int64(j.MinRequests), max(int64(j.MinRequests)/4, 20))
 }
 
+// Time is how long a canary runs.
+type Time struct {
+	// Running is the time since the canary's begin, Watched that since its requests are counted: it is less after
+	// a restart of the daemon.
+	Running, Watched time.Duration
+	// Restarted says that the canary is older than the counting.
+	Restarted bool
+	// Extended is how often its time was extended.
+	Extended int
+}
+
 // Verdict decides about a canary by what it and the active release did. action is one of function's Canary
 // constants, or empty to wait; reason is a sentence for people.
-func Verdict(j function.Judgement, elapsed time.Duration, extended int, canary, active function.Figures) (action, reason string) {
+func Verdict(j function.Judgement, t Time, canary, active function.Figures) (action, reason string) {
 	worse := canary.ErrorRate - active.ErrorRate
 	if canary.Requests >= clearlyRequests(j) && canary.Errors >= clearlyErrors && worse > max(clearlyRate, clearlyTimes*j.MaxErrorRate) {
 		return function.CanaryAborted, "clearly worse: " + rates(canary, active)
 	}
-	if elapsed < j.After {
+	if t.Running < j.After {
 		return "", ""
 	}
 	if canary.Requests < int64(j.MinRequests) {
-		return tooFew(j, elapsed, extended, canary)
+		return tooFew(j, t, fmt.Sprintf("it served %d of the %d requests that it is judged on", canary.Requests, j.MinRequests))
 	}
 	if worse > j.MaxErrorRate {
 		return function.CanaryAborted, fmt.Sprintf("%s: more than %s above it is too much", rates(canary, active), percent(j.MaxErrorRate))
 	}
-	if active.Requests < leastCompared {
+	if active.Samples < leastCompared {
 		return function.CanaryPromoted, fmt.Sprintf("%s; the active release served too few requests to compare p99", rates(canary, active))
+	}
+	if canary.Samples < leastCompared {
+		return tooFew(j, t, fmt.Sprintf("it served %d of the %d requests after its warm-up that its p99 is judged on", canary.Samples, leastCompared))
 	}
 	if canary.P99-active.P99 > leastSlower && float64(canary.P99) > float64(active.P99)*j.MaxP99Ratio {
 		return function.CanaryAborted, fmt.Sprintf("its p99 is %s, the active release's %s: more than %v times is too much", canary.P99, active.P99, j.MaxP99Ratio)
@@ -214,15 +235,18 @@ func Verdict(j function.Judgement, elapsed time.Duration, extended int, canary, 
 	return function.CanaryPromoted, fmt.Sprintf("%s; its p99 is %s, the active release's %s", rates(canary, active), canary.P99, active.P99)
 }
 
-// tooFew is the verdict when the time is over and the requests were too few.
-func tooFew(j function.Judgement, elapsed time.Duration, extended int, canary function.Figures) (action, reason string) {
-	served := fmt.Sprintf("it served %d of the %d requests that it is judged on", canary.Requests, j.MinRequests)
-	periods := int(elapsed / j.After)
+// tooFew is the verdict when the time is over and the requests were too few; served says how many there were.
+func tooFew(j function.Judgement, t Time, served string) (action, reason string) {
+	since := ""
+	if t.Restarted {
+		since = " since lfxd was started"
+	}
+	periods := int(t.Watched / j.After)
 	switch {
 	case periods >= extensions:
-		return function.CanaryAborted, fmt.Sprintf("%s within %s", served, extensions*j.After)
-	case periods > extended:
-		return function.CanaryExtended, fmt.Sprintf("%s: it gets %s more", served, j.After)
+		return function.CanaryAborted, fmt.Sprintf("%s within %s%s", served, extensions*j.After, since)
+	case periods > t.Extended:
+		return function.CanaryExtended, fmt.Sprintf("%s%s: it gets %s more", served, since, j.After)
 	}
 	return "", ""
 }

@@ -26,15 +26,20 @@ var (
 
 func TestVerdict(t *testing.T) {
 	of := func(requests, errs int64, p99 time.Duration) function.Figures {
-		f := function.Figures{Requests: requests, Errors: errs, P99: p99}
+		f := function.Figures{Requests: requests, Errors: errs, Samples: requests, P99: p99}
 		if requests > 0 {
 			f.ErrorRate = float64(errs) / float64(requests)
 		}
 		return f
 	}
+	sampled := func(f function.Figures, n int64) function.Figures {
+		f.Samples = n
+		return f
+	}
 	good := of(1000, 0, 20*time.Millisecond)
 	for name, tt := range map[string]struct {
 		elapsed        time.Duration
+		watched        time.Duration // since a restart; 0 for none
 		extended       int
 		canary, active function.Figures
 		want           string // action and the begin of the reason
@@ -60,9 +65,21 @@ func TestVerdict(t *testing.T) {
 		"extended twice":       {elapsed: 20 * time.Minute, extended: 1, canary: of(99, 0, 1), active: good, want: "extended"},
 		"enough at last":       {elapsed: 25 * time.Minute, extended: 2, canary: of(100, 0, 1), active: good, want: "promoted"},
 		"never enough":         {elapsed: 30 * time.Minute, extended: 2, canary: of(99, 0, 1), active: good, want: "aborted: it served 99 of the 100 requests that it is judged on within 30m0s"},
-		"down meanwhile":       {elapsed: 40 * time.Minute, canary: of(0, 0, 0), active: good, want: "aborted"},
+		"down meanwhile":       {elapsed: 40 * time.Minute, watched: 2 * time.Second, canary: of(0, 0, 0), active: of(0, 0, 0), want: ""},
+		"still few after it":   {elapsed: 40 * time.Minute, watched: 10 * time.Minute, canary: of(5, 0, 1), active: good, want: "extended: it served 5 of the 100 requests that it is judged on since lfxd was started: it gets 10m0s more"},
+		"few all the time":     {elapsed: time.Hour, watched: 30 * time.Minute, extended: 2, canary: of(5, 0, 1), active: good, want: "aborted: it served 5 of the 100 requests that it is judged on within 30m0s since lfxd was started"},
+		"failing after it":     {elapsed: 40 * time.Minute, watched: 2 * time.Second, canary: of(30, 30, 1), active: good, want: "aborted: clearly worse"},
+		"all in the warm-up":   {elapsed: 10 * time.Minute, canary: sampled(of(1000, 0, 0), 0), active: good, want: "extended: it served 0 of the 20 requests after its warm-up that its p99 is judged on: it gets 10m0s more"},
+		"slow, hardly sampled": {elapsed: 10 * time.Minute, canary: sampled(of(1000, 0, time.Second), 19), active: good, want: "extended"},
+		"slow, sampled":        {elapsed: 10 * time.Minute, canary: sampled(of(1000, 0, time.Second), 20), active: good, want: "aborted: its p99"},
+		"never sampled":        {elapsed: 30 * time.Minute, extended: 2, canary: sampled(of(1000, 0, 0), 3), active: good, want: "aborted: it served 3 of the 20 requests"},
+		"active not sampled":   {elapsed: 10 * time.Minute, canary: of(1000, 0, time.Second), active: sampled(of(1000, 0, 0), 19), want: "promoted: 0 % of its 1000 requests failed, 0 % of the active release's 1000; the active"},
 	} {
-		action, reason := Verdict(rules, tt.elapsed, tt.extended, tt.canary, tt.active)
+		at := Time{Running: tt.elapsed, Watched: tt.elapsed, Extended: tt.extended}
+		if tt.watched != 0 {
+			at.Watched, at.Restarted = tt.watched, true
+		}
+		action, reason := Verdict(rules, at, tt.canary, tt.active)
 		got := action
 		if reason != "" {
 			got += ": " + reason
@@ -85,17 +102,19 @@ func FuzzVerdict(f *testing.F) {
 				f.ErrorRate = float64(f.Errors) / float64(f.Requests)
 			}
 		}
+		canary.Samples, active.Samples = canary.Requests, active.Requests
 		fail(&canary, errs)
 		fail(&active, activeErrs)
 		elapsed := time.Duration(bound(seconds, 1e6)) * time.Second
-		action, reason := Verdict(rules, elapsed, 0, canary, active)
+		at := Time{Running: elapsed, Watched: elapsed}
+		action, reason := Verdict(rules, at, canary, active)
 		if (action == "") != (reason == "") || strings.Contains(reason, "\n") {
 			t.Fatalf("%q, %q", action, reason)
 		}
 		worse := canary
 		fail(&worse, canary.Errors+1+canary.Requests/50)
 		worse.P99 = worse.P99*2 + time.Second
-		if again, _ := Verdict(rules, elapsed, 0, worse, active); again == function.CanaryPromoted && action != function.CanaryPromoted {
+		if again, _ := Verdict(rules, at, worse, active); again == function.CanaryPromoted && action != function.CanaryPromoted {
 			t.Errorf("%+v beside %+v is %q, but %+v is %q", canary, active, action, worse, again)
 		}
 	})
@@ -248,6 +267,59 @@ func TestJudge(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRestartDoesNotCostACanaryItsTime: lfxd was down for longer than the canary's time; it is judged on what it serves
+// from then on, after three times its time at the latest.
+func TestRestartDoesNotCostACanaryItsTime(t *testing.T) {
+	for name, tt := range map[string]struct {
+		every int // seconds from one request of the canary to the next
+		want  []string
+		by    time.Duration
+	}{"healthy": {1, []string{"promoted"}, 100 * time.Second}, "idle": {3600, []string{"extended", "extended", "aborted"}, 30 * time.Minute}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(rules)
+				time.Sleep(5 * time.Hour)
+				begin := time.Now()
+				run(t, h, 31*time.Minute, func(s int) {
+					h.serve(1, 9, 0, time.Millisecond)
+					if s%tt.every == 0 {
+						h.serve(2, 1, 0, time.Millisecond)
+					}
+				})
+				if got := h.actions(); !slices.Equal(got, tt.want) {
+					t.Fatalf("decisions %v, want %v", got, tt.want)
+				}
+				last := h.decisions[len(h.decisions)-1]
+				if took := last.Time.Sub(begin); took < tt.by-5*time.Second || took > tt.by+5*time.Second {
+					t.Errorf("decided %v after the restart, want %v: %s", took, tt.by, last.Reason)
+				}
+				if last.Action == function.CanaryAborted && !strings.HasSuffix(last.Reason, "since lfxd was started") {
+					t.Errorf("reason %q", last.Reason)
+				}
+			})
+		})
+	}
+}
+
+// TestWarmUpIsNoMeasure: requests that the canary served only in the warm-up say nothing about its p99.
+func TestWarmUpIsNoMeasure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(rules)
+		run(t, h, 15*time.Minute, func(s int) {
+			h.serve(1, 9, 0, 10*time.Millisecond)
+			if s < 50 {
+				h.serve(2, 4, 0, 10*time.Millisecond)
+			}
+		})
+		if got := h.actions(); !slices.Equal(got, []string{"extended"}) {
+			t.Fatalf("decisions %v", got)
+		}
+		if c := h.decisions[0].Canary; c.Requests < 100 || c.Samples != 0 {
+			t.Errorf("figures %+v", c)
+		}
+	})
 }
 
 // TestDecisionIsMadeAgain when it could not be carried out, and a canary that is started again is judged anew.

@@ -57,8 +57,8 @@ var (
 	roots            = &family{"lfx_release_root_requests_total", counter, ofRelease, "Requests that no other invocation made and that ran what a live release has: what a canary is judged by."}
 	rootErrors       = &family{"lfx_release_root_errors_total", counter, ofRelease, "Those of them that ended in an error of the function or of the platform."}
 	rootLatency      = &family{"lfx_release_latency_seconds", hist, ofRelease, "How long they took, the wait for an instance included. The sum is up to 7 % too large, because it is made from buckets."}
-	deploys          = &family{"lfx_deploys_total", counter, []string{"result"}, "Deploys by result: released, unchanged, planned, failed or cancelled."}
-	deployTime       = &family{"lfx_deploy_seconds", hist, nil, "How long deploys took, their builds included."}
+	deploys          = &family{"lfx_deploys_total", counter, []string{"result"}, "Deploys and rollbacks by result: released, unchanged, planned, failed or cancelled."}
+	deployTime       = &family{"lfx_deploy_seconds", hist, nil, "How long deploys and rollbacks took, their builds included."}
 	builds           = &family{"lfx_builds_total", counter, []string{"result"}, "Builds of functions by result: ok (also from the cache), failed or cancelled."}
 	buildTime        = &family{"lfx_build_seconds", hist, nil, "How long builds took."}
 	buildInfo        = &family{"lfx_build_info", gauge, []string{"version", "go"}, "Always 1; the labels say which lfxd this is."}

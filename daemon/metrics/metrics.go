@@ -183,7 +183,7 @@ func (r *Registry) StartFailed(v *function.Version) { r.version(v).function.star
 // Ended counts an instance that takes no more work.
 func (r *Registry) Ended(v *function.Version, reason string) { r.version(v).function.ends.add(reason) }
 
-// Deployed counts a deploy that took so long.
+// Deployed counts a deploy or a rollback that took so long.
 func (r *Registry) Deployed(result DeployResult, took time.Duration) {
 	r.deploys[result].Add(1)
 	r.deployTime.observe(took)

@@ -372,16 +372,17 @@ func (m *Manager) environment(env function.Environment) *environment {
 	return e
 }
 
-// Deactivate stops routing to an environment; its releases drain and are returned. Used when nothing is left in it.
-func (m *Manager) Deactivate(env function.Environment) (old []*Release) {
+// Deactivate stops routing to an environment. Its releases that are not finished yet are returned, each once: those
+// that were routed to, those that drain since an earlier switch, and those that requests asked for by number. Used
+// when nothing is left in it.
+func (m *Manager) Deactivate(env function.Environment) (draining []*Release) {
 	if e := (*m.envs.Load())[env]; e != nil {
-		old = e.clear()
-		for _, r := range old {
+		for _, r := range e.clear() {
 			r.letGo(&routing{})
 		}
 	}
 	m.unpin(env)
-	return old
+	return m.Live(env)
 }
 
 // route returns who gets the requests of an environment; never nil.

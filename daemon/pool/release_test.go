@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -594,17 +595,45 @@ func TestBindNumber(t *testing.T) {
 		if _, err := m.BindNumber(testEnv, 5, "a", true); !errors.Is(err, ErrNoRelease) {
 			t.Errorf("a release that is not routed to: %v", err)
 		}
-		old := m.Deactivate(testEnv)
-		if len(old) != 2 {
-			t.Errorf("%d releases drain", len(old))
-		}
-		for _, r := range old {
-			<-r.Drained()
-		}
+		wantDraining(t, m, 4, 7)
 		if _, err := m.Bind(testEnv, "a"); !errors.Is(err, ErrNoRelease) {
 			t.Errorf("after the environment is gone: %v", err)
 		}
 	})
+}
+
+// wantDraining deactivates the environment with a request bound to the active release, to the canary, to a release
+// that drains since an earlier switch and to one that was asked for by number: all of them are waited for.
+func wantDraining(t *testing.T, m *Manager, active, canary int) {
+	t.Helper()
+	var bound []*Bound
+	bind := func(b *Bound, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		bound = append(bound, b)
+	}
+	bind(m.BindNumber(testEnv, active, "a", true))
+	bind(m.BindNumber(testEnv, canary, "a", true))
+	activate(t, m, canary+1, version("a", 3, 0, 0)) // the one before drains
+	rec, versions := record(canary+2, version("a", 4, 0, 0))
+	bind(m.BindKept(rec, versions, "a"))
+	old := m.Deactivate(testEnv)
+	var numbers []int
+	for _, r := range old {
+		numbers = append(numbers, r.ReleaseNumber())
+	}
+	slices.Sort(numbers)
+	if want := []int{active, canary, canary + 2}; !slices.Equal(numbers, want) {
+		t.Errorf("the releases %v drain, want %v", numbers, want)
+	}
+	for _, b := range bound {
+		b.Close()
+	}
+	for _, r := range old {
+		<-r.Drained()
+	}
 }
 
 // BenchmarkBind is what the draw costs a warm request.

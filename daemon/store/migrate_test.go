@@ -37,7 +37,7 @@ func TestMigrateFromSchema1(t *testing.T) {
 	if r := v.ActiveRelease(staging); r == nil || r.Ports["a"] != 9001 || r.Default != "b" {
 		t.Errorf("staging's release %+v", r)
 	}
-	if len(v.Deploys()) != 1 || v.Previous(storetest.Env) != 0 || v.Canary(storetest.Env) != nil || v.Decisions(storetest.Env) != nil {
+	if len(v.Deploys()) != 1 || v.Previous(storetest.Env) != 2 || v.Previous(staging) != 0 || v.Canary(storetest.Env) != nil || v.Decisions(storetest.Env) != nil {
 		t.Errorf("deploys %v, previous %d, canary %v", v.Deploys(), v.Previous(storetest.Env), v.Canary(storetest.Env))
 	}
 	before := describe(v)

@@ -117,6 +117,15 @@ func (s *Snapshot) Version(key function.Key, number int) *function.Version {
 	return nil
 }
 
+// Deployed is Version for one that can be called: it is part of a release that was deployed, or an alias names it.
+// One that is only part of releases that are being deployed has no final image yet.
+func (s *Snapshot) Deployed(key function.Key, number int) *function.Version {
+	if e := s.all[key.Environment]; e != nil && e.deployed(key.Function, number) {
+		return e.functions[key.Function].version(number)
+	}
+	return nil
+}
+
 func (f *Function) version(number int) *function.Version {
 	i, ok := slices.BinarySearchFunc(f.Versions, number, func(v *function.Version, n int) int { return cmp.Compare(v.Number, n) })
 	if !ok {

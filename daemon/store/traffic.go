@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strconv"
 	"time"
@@ -212,10 +213,18 @@ func (c conn) putTraffic(e *Environment, canary *function.Canary, previous int, 
 	return c.put(trafficTable, e.id, int64(previous), int64(share), toNano(since), auto, int64(next))
 }
 
-// SetFunctionAlias makes an alias or changes it. Errors: ErrInvalidArgument, ErrNotFound (no such function or
+// notOwn refuses the names of the aliases that lfxd keeps itself, for functions as well as for environments.
+func notOwn(alias string) error {
+	if alias == function.AliasLive || alias == function.AliasPrevious {
+		return invalid("alias %s is kept by lfxd itself: choose another name", alias)
+	}
+	return nil
+}
+
+// SetFunctionAlias makes an alias or changes it. live and previous are lfxd's own. Errors: ErrInvalidArgument, ErrNotFound (no such function or
 // version, or one of a release that is not deployed yet).
 func (s *Store) SetFunctionAlias(ctx context.Context, a function.FunctionAlias) error {
-	if err := a.Validate(); err != nil {
+	if err := errors.Join(a.Validate(), notOwn(a.Name)); err != nil {
 		return err
 	}
 	return s.write(ctx, func(v *Snapshot) (int64, error) {
@@ -271,11 +280,8 @@ func (s *Store) RemoveFunctionAlias(ctx context.Context, key function.Key, name 
 // SetReleaseAlias makes an alias of the environment or changes it. live and previous are lfxd's own.
 // Errors: ErrInvalidArgument, ErrNotFound.
 func (s *Store) SetReleaseAlias(ctx context.Context, a function.ReleaseAlias) error {
-	if err := function.ValidateAlias(a.Name); err != nil {
+	if err := errors.Join(function.ValidateAlias(a.Name), notOwn(a.Name)); err != nil {
 		return err
-	}
-	if a.Name == function.AliasLive || a.Name == function.AliasPrevious {
-		return invalid("alias %s is kept by lfxd itself", a.Name)
 	}
 	return s.write(ctx, func(v *Snapshot) (int64, error) {
 		r := v.Release(a.Environment, a.Release)
@@ -305,6 +311,7 @@ func (s *Store) RemoveReleaseAlias(ctx context.Context, env function.Environment
 func (c conn) loadTraffic(e *Environment) error {
 	share, since, auto := 0, time.Time{}, ""
 	e.nextDecision = 1
+	e.previous = e.lastSuperseded()
 	err := c.each(trafficTable, []any{e.id}, func(r row) error {
 		e.previous, share, since, auto, e.nextDecision = int(r.number(1)), int(r.number(2)), fromNano(r.number(3)), r.text(4), int(r.number(5))
 		return nil
@@ -336,6 +343,21 @@ func (c conn) loadTraffic(e *Environment) error {
 		e.aliases[r.text(1)] = int(r.number(2))
 		return nil
 	})
+}
+
+// lastSuperseded returns the release that was active before, as far as the releases alone tell; 0 for none. It is what
+// holds until the environment has a row about its traffic, which schema 1 did not have.
+func (e *Environment) lastSuperseded() int {
+	var last *function.Release
+	for _, r := range e.releases {
+		if r.State == function.ReleaseSuperseded && !r.Activated.IsZero() && (last == nil || r.Activated.After(last.Activated)) {
+			last = r
+		}
+	}
+	if last == nil {
+		return 0
+	}
+	return last.Number
 }
 
 func (c conn) loadFunctionAliases(f *Function) error {

@@ -236,12 +236,25 @@ func (s *Store) FailRelease(ctx context.Context, env function.Environment, numbe
 	return dropped, nil
 }
 
-// ForgetReleases keeps the active release, the canary, those still recorded, those that an alias names, and
-// of the others the previous one and the newest, so that at most keep (at least 1) are left beside the canary
-// and the named ones; failed releases older than the oldest of them go too. Versions that are then in no
-// release are forgotten, but for those that an alias of a function names that is still part of a release.
-func (s *Store) ForgetReleases(ctx context.Context, env function.Environment, keep int) (Dropped, error) {
-	return s.forget(ctx, env, func(e *Environment) map[*function.Release]bool { return e.kept(max(keep, 1)) })
+// InUse says whether requests are or may be bound to a release, which is then not forgotten. It must not call the
+// store. Nil for none.
+type InUse func(*function.Release) bool
+
+// ForgetReleases keeps the active release, the canary, those still recorded, those that an alias names, those in
+// use, the newest if it never was active, and of the others the previous one and the newest, so that at most keep
+// (at least 1) are left beside the former; failed releases older than the oldest of them go too. Versions that are
+// then in no release are forgotten, but for those that an alias of a function names that is still part of a release.
+func (s *Store) ForgetReleases(ctx context.Context, env function.Environment, keep int, inUse InUse) (Dropped, error) {
+	return s.forget(ctx, env, func(e *Environment) map[*function.Release]bool { return e.kept(max(keep, 1), inUse) })
+}
+
+// Surplus counts the releases that ForgetReleases would forget.
+func (s *Snapshot) Surplus(env function.Environment, keep int, inUse InUse) int {
+	e := s.all[env]
+	if e == nil {
+		return 0
+	}
+	return len(e.releases) - len(e.kept(max(keep, 1), inUse))
 }
 
 // RemoveEnvironment forgets all releases, versions and aliases of the environment. Its account id and its
@@ -302,7 +315,7 @@ func (c conn) forgetOthers(e *Environment, keep map[*function.Release]bool) (dro
 }
 
 // kept chooses the releases that ForgetReleases leaves.
-func (e *Environment) kept(n int) map[*function.Release]bool {
+func (e *Environment) kept(n int, inUse InUse) map[*function.Release]bool {
 	kept := make(map[*function.Release]bool)
 	if e.active != nil {
 		kept[e.active] = true
@@ -320,6 +333,9 @@ func (e *Environment) kept(n int) map[*function.Release]bool {
 	for _, number := range e.aliases {
 		kept[e.release(number)] = true
 	}
+	if r := e.candidate(); r != nil {
+		kept[r] = true
+	}
 	for _, r := range slices.Backward(e.releases) {
 		switch {
 		case kept[r]:
@@ -329,6 +345,8 @@ func (e *Environment) kept(n int) map[*function.Release]bool {
 			kept[r] = true
 			n--
 			oldest = min(oldest, r.Number)
+		case r.State == function.ReleaseSuperseded && inUse != nil && inUse(r):
+			kept[r] = true
 		}
 	}
 	for _, r := range e.releases {
@@ -337,6 +355,21 @@ func (e *Environment) kept(n int) map[*function.Release]bool {
 		}
 	}
 	return kept
+}
+
+// candidate returns the newest release that has not failed, if it never was active: whoever deployed it without
+// activating it has yet to decide about it. Else nil.
+func (e *Environment) candidate() *function.Release {
+	for _, r := range slices.Backward(e.releases) {
+		switch {
+		case r.State == function.ReleaseFailed:
+		case r.Activated.IsZero():
+			return r
+		default:
+			return nil
+		}
+	}
+	return nil
 }
 
 func (c conn) removeRelease(environmentID int64, number int) error {

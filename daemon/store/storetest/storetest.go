@@ -25,7 +25,7 @@ type Store interface {
 	SetImage(ctx context.Context, key function.Key, number int, image function.Image) error
 	Activate(ctx context.Context, env function.Environment, number int) error
 	FailRelease(ctx context.Context, env function.Environment, number int) (store.Dropped, error)
-	ForgetReleases(ctx context.Context, env function.Environment, keep int) (store.Dropped, error)
+	ForgetReleases(ctx context.Context, env function.Environment, keep int, inUse store.InUse) (store.Dropped, error)
 	Promote(ctx context.Context, env function.Environment, number int, d function.Decision) error
 	StartCanary(ctx context.Context, env function.Environment, c function.Canary, d function.Decision) error
 	EndCanary(ctx context.Context, env function.Environment, number int, d function.Decision) error
@@ -68,6 +68,8 @@ func Suite(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"DecisionsAreBounded":         decisionsBounded,
 		"KeptWithoutActivation":       keptRelease,
 		"PreviousFollowsTheSwitches":  previousFollows,
+		"InUseAreKept":                inUseAreKept,
+		"NewestThatIsNotActiveIsKept": newestIsKept,
 		"FunctionAliases":             functionAliases,
 		"ReleaseAliases":              releaseAliases,
 		"NamedReleasesAreKept":        namedAreKept,
@@ -359,7 +361,7 @@ func forgetKeepsActive(t *testing.T, w *world) {
 	}
 	w.activate(Env, 2)
 	recorded := w.record(store.NewRelease{Environment: Env, Functions: []store.NewFunction{Fn("a", "sha256:next")}})
-	dropped, err := w.ForgetReleases(t.Context(), Env, 3)
+	dropped, err := w.ForgetReleases(t.Context(), Env, 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -177,7 +178,7 @@ func previousFollows(t *testing.T, w *world) {
 	w.want("previous after going back to 2", w.View().Previous(Env), 4)
 	w.activate(Env, 2)
 	w.want("previous after the active one again", w.View().Previous(Env), 4)
-	if _, err := w.ForgetReleases(t.Context(), Env, 1); err != nil {
+	if _, err := w.ForgetReleases(t.Context(), Env, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.want("previous after it was forgotten", w.View().Previous(Env), 0)
@@ -205,11 +206,17 @@ func functionAliases(t *testing.T, w *world) {
 	if err := w.SetFunctionAlias(ctx, function.FunctionAlias{Key: key, Name: "7", Version: 1}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a number as a name: %v", err)
 	}
+	for _, own := range []string{function.AliasLive, function.AliasPrevious} {
+		err := w.SetFunctionAlias(ctx, function.FunctionAlias{Key: key, Name: own, Version: 1})
+		if want := "alias " + own + " is kept by lfxd itself: choose another name"; !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("lfxd's own %s: %v", own, err)
+		}
+	}
 	w.must(w.RemoveFunctionAlias(ctx, key, "split"))
 	if err := w.RemoveFunctionAlias(ctx, key, "split"); !errdefs.IsNotFound(err) {
 		t.Errorf("removing it twice: %v", err)
 	}
-	if _, err := w.ForgetReleases(ctx, Env, 1); err != nil {
+	if _, err := w.ForgetReleases(ctx, Env, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	if v := w.View(); v.Version(key, 1) == nil || v.FunctionAlias(key, "prod") == nil || v.Release(Env, 1) != nil {
@@ -219,7 +226,7 @@ func functionAliases(t *testing.T, w *world) {
 	if _, err := w.FailRelease(ctx, Env, 3); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.ForgetReleases(ctx, Env, 1); err != nil {
+	if _, err := w.ForgetReleases(ctx, Env, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	if v := w.View(); v.FunctionAlias(key, "prod") != nil || v.Function(key) != nil {
@@ -266,7 +273,7 @@ func namedAreKept(t *testing.T, w *world) {
 	}
 	w.must(w.SetReleaseAlias(t.Context(), function.ReleaseAlias{Environment: Env, Name: "first", Release: 1}))
 	w.must(w.StartCanary(t.Context(), Env, function.Canary{Release: 3, Share: 5}, function.Decision{By: function.ByUser}))
-	if _, err := w.ForgetReleases(t.Context(), Env, 2); err != nil {
+	if _, err := w.ForgetReleases(t.Context(), Env, 2, nil); err != nil {
 		t.Fatal(err)
 	}
 	var left []int
@@ -274,6 +281,70 @@ func namedAreKept(t *testing.T, w *world) {
 		left = append(left, r.Number)
 	}
 	w.want("left", left, []int{1, 3, 7, 8})
+}
+
+// left are the numbers of the releases.
+func (w *world) left() (numbers []int) {
+	for _, r := range w.View().Releases(Env) {
+		numbers = append(numbers, r.Number)
+	}
+	return numbers
+}
+
+func inUseAreKept(t *testing.T, w *world) {
+	for i := range 5 {
+		w.deploy(Fn("a", fmt.Sprintf("sha256:%d", i)))
+	}
+	used := map[int]bool{2: true, 4: true, 5: true}
+	inUse := func(r *function.Release) bool { return used[r.Number] }
+	for _, tt := range []struct {
+		keep int
+		want []int
+	}{{2, []int{2, 4, 5}}, {1, []int{2, 4, 5}}} {
+		if _, err := w.ForgetReleases(t.Context(), Env, tt.keep, inUse); err != nil {
+			t.Fatal(err)
+		}
+		w.want(fmt.Sprintf("left with keep %d", tt.keep), w.left(), tt.want)
+	}
+	if w.View().Version(function.Key{Environment: Env, Function: "a"}, 2) == nil {
+		t.Error("a version of a release in use was forgotten")
+	}
+	w.want("surplus in use", w.View().Surplus(Env, 1, inUse), 0)
+	clear(used)
+	w.want("surplus", w.View().Surplus(Env, 1, inUse), 2)
+	if _, err := w.ForgetReleases(t.Context(), Env, 1, inUse); err != nil {
+		t.Fatal(err)
+	}
+	w.want("left when none is in use", w.left(), []int{5})
+}
+
+func newestIsKept(t *testing.T, w *world) {
+	ctx := t.Context()
+	for i := range 3 {
+		w.deploy(Fn("a", fmt.Sprintf("sha256:%d", i)))
+	}
+	for i, want := range [][]int{{3, 4}, {3, 5}} { // the next one takes its place
+		w.record(store.NewRelease{Environment: Env, Functions: []store.NewFunction{Fn("a", fmt.Sprintf("sha256:next%d", i))}})
+		w.must(w.KeepRelease(ctx, Env, 4+i))
+		if _, err := w.ForgetReleases(ctx, Env, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.want("left", w.left(), want)
+	}
+	w.record(store.NewRelease{Environment: Env, Functions: []store.NewFunction{Fn("a", "sha256:bad")}})
+	if _, err := w.FailRelease(ctx, Env, 6); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ForgetReleases(ctx, Env, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.want("left beside one that failed", w.left(), []int{3, 5, 6})
+	w.activate(Env, 5)
+	w.activate(Env, 3)
+	if _, err := w.ForgetReleases(ctx, Env, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.want("left when it was active", w.left(), []int{3, 6})
 }
 
 func removeForgetsTraffic(t *testing.T, w *world) {
