@@ -85,7 +85,7 @@ func (f *faultDaemon) chill(t *testing.T, name string) {
 				continue
 			}
 			err = fmt.Errorf("%s has an instance: %s", name, in.State)
-			if in.State == "idle" {
+			if in.State == "idle" || in.State == "frozen" {
 				if _, err := f.invoke(name, `{"die":true}`); err != nil {
 					return err
 				}

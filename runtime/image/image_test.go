@@ -25,6 +25,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	digest "github.com/opencontainers/go-digest"
@@ -686,5 +687,36 @@ func TestResolvePinLocal(t *testing.T) {
 	}
 	if data, err := content.ReadBlob(context.Background(), s.content, ocispec.Descriptor{Digest: info.Digest}); err != nil || digest.FromBytes(data) != desc.Digest {
 		t.Errorf("manifest: %v", err)
+	}
+}
+
+// vanishing is a snapshotter in which what was unpacked is gone again for some looks.
+type vanishing struct {
+	snapshots.Snapshotter
+	looks int
+}
+
+func (v *vanishing) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	if v.looks > 0 {
+		v.looks--
+		return snapshots.Usage{}, fmt.Errorf("snapshot %s does not exist: %w", key, errdefs.ErrNotFound)
+	}
+	return v.Snapshotter.Usage(ctx, key)
+}
+
+// TestUnpackAgain: the garbage collector may take snapshots that another image has just left.
+func TestUnpackAgain(t *testing.T) {
+	s := testStore(t)
+	ctx := context.Background()
+	const ref = "test.lfx.dev/vanishing:1"
+	seed(t, s, ref, spec{})
+	real := s.snapshots
+	s.snapshots = &vanishing{real, unpackAgain}
+	if err := s.Unpack(ctx, ref); err != nil {
+		t.Errorf("snapshots that are there at last: %v", err)
+	}
+	s.snapshots = &vanishing{real, unpackAgain + 1}
+	if err := s.Unpack(ctx, ref); !errdefs.IsNotFound(err) {
+		t.Errorf("snapshots that never are: %v", err)
 	}
 }

@@ -352,14 +352,29 @@ func (s *Store) Unpack(ctx context.Context, ref string) error {
 		if err := s.checkArchives(ctx, ref, manifest.Layers, info.DiffIDs); err != nil {
 			return err
 		}
-		if err := containerd.NewImageWithPlatform(s.client, img, s.opts.Platform).Unpack(ctx, s.snapshotter); err != nil {
-			return fmt.Errorf("unpack image %s: %w", ref, err)
+		for again := unpackAgain; ; again-- {
+			err := s.unpackOnce(ctx, img, ref, info)
+			if again == 0 || !errdefs.IsNotFound(err) {
+				return err
+			}
 		}
-		if err := s.checkUsage(ctx, ref, info.DiffIDs); err != nil {
-			return err
-		}
-		return s.probe(ctx, ref, info.ChainID)
 	})
+}
+
+// unpackAgain is how often an image is unpacked again whose snapshots went away meanwhile: containerd takes a
+// snapshot that is there for unpacked before it ties it to the image, and its garbage collector, which runs after
+// the last other image with these layers was removed, may come in between.
+const unpackAgain = 3
+
+// unpackOnce unpacks an image and holds what came of it against the limits.
+func (s *Store) unpackOnce(ctx context.Context, img images.Image, ref string, info Info) error {
+	if err := containerd.NewImageWithPlatform(s.client, img, s.opts.Platform).Unpack(ctx, s.snapshotter); err != nil {
+		return fmt.Errorf("unpack image %s: %w", ref, err)
+	}
+	if err := s.checkUsage(ctx, ref, info.DiffIDs); err != nil {
+		return err
+	}
+	return s.probe(ctx, ref, info.ChainID)
 }
 
 // checkUsage sums what the layers take unpacked, in bytes and in entries of the file system.
