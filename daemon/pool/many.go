@@ -95,8 +95,9 @@ func (p *Pool) placeAgain(s *slot) {
 	p.mu.Lock()
 	s.used = time.Now()
 	s.owed = max(s.owed-1, 0)
-	s.places = min(s.places+1, p.atOnce-s.running)
-	s.most = max(s.most, s.places+s.running)
+	// The place may be back before the request that had it has told the pool of its end: so running is no bound here.
+	s.places = min(s.places+1, p.atOnce)
+	s.most = max(s.most, min(s.places+s.running, p.atOnce))
 	p.settle(s)
 }
 

@@ -232,8 +232,10 @@ func TestInstancesThatRunSeveralAtOnce(t *testing.T) {
 				}
 				activate(t, m, 1, v)
 				burst(t, m, tc.calls)
-				if got := s.most(); len(got) != tc.instances || slices.Max(got) != tc.most {
-					t.Errorf("instances ran %v at once, want %d with at most %d", got, tc.instances, tc.most)
+				// Where there are more places than calls, the instances come up at the same moment and may share them evenly.
+				least := min(tc.most, (tc.calls+tc.instances-1)/tc.instances)
+				if got := s.most(); len(got) != tc.instances || slices.Max(got) > tc.most || slices.Max(got) < least {
+					t.Errorf("instances ran %v at once, want %d with %d to %d", got, tc.instances, least, tc.most)
 				}
 			})
 		})

@@ -141,9 +141,10 @@ func TestTimeoutOfOneOfSeveral(t *testing.T) {
 	if len(w.dying) != 0 {
 		t.Error("the instance ends")
 	}
-	if lines := w.of("slow"); !strings.Contains(lines[len(lines)-1], "\tStatus: timeout\t") {
-		t.Errorf("log: %q", lines)
-	}
+	w.until("the REPORT of slow", func() bool { // END and REPORT follow the answer
+		lines := w.of("slow")
+		return strings.Contains(lines[len(lines)-1], "\tStatus: timeout\t")
+	})
 }
 
 // TestInstanceWithoutPlacesIsReplaced: code that runs on after its timeout has taken the last place.
