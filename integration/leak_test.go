@@ -31,7 +31,7 @@ type world struct {
 	Instances  []string
 	RuncStates []string
 	Elements   []string // of the firewall's sets
-	Mounts     int
+	Mounts     []string
 }
 
 // observe lists the world. Names that BuildKit owns are left out.
@@ -72,10 +72,13 @@ func (t *daemonUnderTest) look() (w world, err error) {
 	w.Links = veths()
 	w.Elements = firewallElements(t.table)
 	for _, m := range append(mounts(t.run), mounts(t.state)...) {
-		if !strings.Contains(m, "/"+sharedShim) { // an anchor's root file system comes and goes with its shim
-			w.Mounts++
+		// An anchor's root file system comes and goes with its shim, a network namespace that buildkitd keeps for its next build
+		// step with buildkitd; what must be gone when both are is checked at the end (down).
+		if !strings.Contains(m, "/"+sharedShim) && !strings.Contains(m, "/engine/buildkit/net/cni/") {
+			w.Mounts = append(w.Mounts, m)
 		}
 	}
+	slices.Sort(w.Mounts)
 	return w, nil
 }
 
