@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // feature is a part of the kernel that instances cannot do without.
@@ -23,12 +25,25 @@ func kernelFeatures() []feature {
 	filter := feature{name: "seccomp", remedy: "use a kernel with CONFIG_SECCOMP_FILTER"}
 	filter.err = notZero("/proc/sys/kernel/seccomp/actions_avail")
 	overlay := feature{name: "overlayfs", remedy: "load it: modprobe overlay"}
-	if fs, err := os.ReadFile("/proc/filesystems"); err != nil {
-		overlay.err = err
-	} else if !strings.Contains(string(fs), "\toverlay\n") {
-		overlay.err = errors.New("the kernel does not know the overlay file system")
-	}
+	overlay.err = knowsFileSystem("overlay")
 	return []feature{users, filter, overlay}
+}
+
+// knowsFileSystem says that the kernel does not have a file system. One that is a module and was not needed yet is loaded by the
+// kernel when somebody asks for it, as mount does.
+func knowsFileSystem(name string) error {
+	for attempt := 0; ; attempt++ {
+		list, err := os.ReadFile("/proc/filesystems")
+		if err != nil || strings.Contains(string(list), "\t"+name+"\n") {
+			return err
+		}
+		if attempt > 0 {
+			return fmt.Errorf("the kernel does not know the %s file system", name)
+		}
+		if fd, err := unix.Fsopen(name, unix.FSOPEN_CLOEXEC); err == nil {
+			unix.Close(fd) //nolint:errcheck // nothing was made
+		}
+	}
 }
 
 // notZero says that a file of the kernel is not there or holds 0.
