@@ -24,10 +24,7 @@ func (m *Manager) ensureBridge(n *network) error {
 	if err != nil {
 		return err
 	}
-	// Only what is to change is sent: kernels refuse some of what they report themselves (6.1: EINVAL).
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Index = link.Attrs().Name, link.Attrs().Index
-	if err := netlink.BridgeSetMcastSnoop(&netlink.Bridge{LinkAttrs: attrs}, false); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // a kernel without snooping
+	if err := snoopingOff(link); err != nil {
 		return fmt.Errorf("bridge %s: turn multicast snooping off: %w", n.bridge, err)
 	}
 	if err := netlink.LinkSetMTU(link, m.conf.MTU); err != nil {
@@ -44,6 +41,27 @@ func (m *Manager) ensureBridge(n *network) error {
 		return fmt.Errorf("bridge %s: set up: %w", n.bridge, err)
 	}
 	return nil
+}
+
+// snoopingOff turns multicast snooping off unless it is. The change carries the bridge's name, which Linux 6.1 takes for a new one and
+// refuses while the bridge is up (EBUSY, dev_change_name), so it is set down for it.
+func snoopingOff(link netlink.Link) error {
+	if b, ok := link.(*netlink.Bridge); ok && b.MulticastSnooping != nil && !*b.MulticastSnooping {
+		return nil
+	}
+	if link.Attrs().Flags&net.FlagUp != 0 {
+		if err := netlink.LinkSetDown(link); err != nil {
+			return err
+		}
+	}
+	// Only what is to change is sent: kernels refuse some of what they report themselves (6.1: EINVAL).
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = link.Attrs().Name, link.Attrs().Index
+	err := netlink.BridgeSetMcastSnoop(&netlink.Bridge{LinkAttrs: attrs}, false)
+	if errors.Is(err, unix.EOPNOTSUPP) { // a kernel without snooping
+		return nil
+	}
+	return err
 }
 
 // ownBridge returns our bridge and makes it when there is none.

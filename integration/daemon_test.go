@@ -152,7 +152,8 @@ func (t *daemonUnderTest) start() error {
 		select {
 		case err := <-t.end:
 			t.end <- err
-			return final{fmt.Errorf("lfxd ended at its start: %v", err)}
+			log, _ := os.ReadFile(t.log)
+			return final{fmt.Errorf("lfxd ended at its start: %v; the end of its log:\n%s", err, log[max(0, len(log)-1000):])}
 		default:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
