@@ -47,7 +47,7 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon/metrics", "daemon/function daemon/histogram daemon/invocation", "counts calls by what the gateway tells of them, and writes the judge's histograms"},
 	{"daemon/pool", "daemon/function daemon/histogram daemon/invocation daemon/pool/policy", "decides which instance serves, policy how long one is kept, and counts; makes none itself (pool.Starter)"},
 	{"daemon/records", "daemon/api daemon/function daemon/invocation", "remembers calls, and answers in the wire form"},
-	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation internal/http1 internal/nbwrite", "one route table for both APIs, so it holds the gateway; the codec of Invoke"},
+	{"daemon/server", "daemon/api daemon/function daemon/gateway daemon/invocation internal/http1 internal/nbio", "one route table for both APIs, so it holds the gateway; the codec of Invoke"},
 	{"daemon/store", "daemon/function", "records the domain"},
 	{"daemon/store/storetest", "daemon/store daemon/function internal/tmpdir", "the contract that every store passes, in folders that need no disk"},
 	{"daemon/worker", "daemon/function daemon/invocation daemon/logs daemon/pool runtime/instance runtime/rapi",
@@ -56,7 +56,7 @@ var arrows = []struct{ from, to, why string }{
 	{"integration/sim", "daemon/pool/policy integration/sim/trace", "no black box: it drives the pool's own policy through a synthetic day"},
 	{"integration/...", "daemon/api daemon/client daemon/function", "black boxes: they meet lfxd as its clients do"},
 	{"runtime/instance", "runtime/cgroup runtime/lfxinit", "an instance has a cgroup, and lfx-init as PID 1"},
-	{"runtime/rapi", "internal/http1 internal/nbwrite", "its codec shares the parsing of heads and the writes that do not wait with that of Invoke"},
+	{"runtime/rapi", "internal/http1 internal/nbio", "its codec shares the parsing of heads and the writes that do not wait with that of Invoke"},
 }
 
 // walls are what a package must not reach, not even through others. Packages of this module begin with

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/internal/nbio"
 )
 
 // Defaults of CaptureOptions.
@@ -175,7 +177,7 @@ func (c *Capture) again() {
 func (c *Capture) readLocked(flushAtEOF bool) (n int, again bool) {
 	buf := readBuffers.Get().(*[readSize]byte)
 	defer readBuffers.Put(buf)
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(c.fd, buf[:]) })
+	n, err := nbio.Read(c.fd, buf[:]) // our end is O_NONBLOCK
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		return 0, true
@@ -189,14 +191,6 @@ func (c *Capture) readLocked(flushAtEOF bool) (n int, again bool) {
 	}
 	c.takeLocked(buf[:n])
 	return n, false
-}
-
-func ignoringEINTR(f func() (int, error)) (int, error) {
-	for {
-		if n, err := f(); !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
 }
 
 // takeLocked emits p, or drops it when the stream is over its rate.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"lfx.dev/lfxd/internal/nbio"
 )
 
 // watch tells captures when their streams have something to read. Go's own poller does that too, but it
@@ -83,7 +85,7 @@ func (w *watch) run(ep int) {
 		n := 0
 		err := w.raw.Read(func(uintptr) bool {
 			var err error
-			n, err = ignoringEINTR(func() (int, error) { return unix.EpollWait(ep, events[:], 0) })
+			n, err = nbio.EpollPoll(ep, events[:])
 			return n > 0 || err != nil
 		})
 		if err != nil || n <= 0 {
@@ -107,7 +109,7 @@ func (w *watch) dispatch(events []unix.EpollEvent) {
 // arm watches a stream again that was reported.
 func (w *watch) arm(fd int) {
 	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
-	unix.EpollCtl(w.fd(), unix.EPOLL_CTL_MOD, fd, &event) //nolint:errcheck // both are open
+	nbio.EpollMod(w.fd(), fd, &event) //nolint:errcheck // both are open
 }
 
 // remove ends the watching of c's stream. The last one ends the watch and waits for it.

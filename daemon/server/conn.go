@@ -15,7 +15,7 @@ import (
 	"lfx.dev/lfxd/daemon/gateway"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/internal/http1"
-	"lfx.dev/lfxd/internal/nbwrite"
+	"lfx.dev/lfxd/internal/nbio"
 )
 
 // connBuffer is the size in bytes of an idle connection's buffer: an ordinary request with its event,
@@ -49,6 +49,7 @@ type conn struct {
 	// before r, and what is read meanwhile only goes behind w. These are the goroutine's own.
 	buf  []byte
 	r, w int
+	in   nbio.Reader
 	head head
 	call gateway.Call
 	// left is what was not yet read of the current request's body, in bytes.
@@ -77,7 +78,7 @@ type conn struct {
 	kicked   bool // somebody else set the read deadline
 	rest     *rest
 	out      []byte // for heads of answers
-	nb       nbwrite.Writer
+	nb       nbio.Writer
 }
 
 // rest is what is left to be written of an answer.
@@ -90,6 +91,7 @@ type rest struct {
 // newConn wraps an accepted connection.
 func newConn(l *Served, nc net.Conn) *conn {
 	c := &conn{l: l, nc: nc, buf: make([]byte, connBuffer), turn: make(chan struct{}, 1), answered: time.Now(), fresh: true}
+	c.in.Reset(nc)
 	c.nb.Reset(nc)
 	return c
 }
@@ -274,7 +276,7 @@ func (c *conn) fill() error {
 
 // readMore reads what comes behind what is there. A deadline that passes is an error of its own.
 func (c *conn) readMore() error {
-	n, err := c.nc.Read(c.buf[c.w:])
+	n, err := c.in.Read(c.buf[c.w:])
 	c.w += n
 	if n > 0 {
 		return nil
@@ -352,7 +354,7 @@ func (c *conn) Read(p []byte) (n int, err error) {
 		n = copy(p, c.buf[c.r:c.w])
 		c.r += n
 	} else {
-		n, err = c.nc.Read(p)
+		n, err = c.in.Read(p)
 	}
 	c.left -= int64(n)
 	if err == io.EOF { //nolint:errorlint // a connection's own

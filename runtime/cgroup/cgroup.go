@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"lfx.dev/lfxd/internal/nbio"
 )
 
 // Period is the CFS period of every instance.
@@ -327,7 +329,7 @@ func Peak(f *os.File) (uint64, error) {
 	n := 0
 	c, err := f.SyscallConn()
 	if err == nil { // ReadAt would ask a second time for the rest
-		cerr := c.Control(func(fd uintptr) { n, err = unix.Pread(int(fd), buf[:], 0) })
+		cerr := c.Control(func(fd uintptr) { n, err = nbio.Pread(int(fd), buf[:], 0) })
 		err = errors.Join(err, cerr)
 	}
 	if err != nil {

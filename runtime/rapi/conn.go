@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"lfx.dev/lfxd/internal/http1"
-	"lfx.dev/lfxd/internal/nbwrite"
+	"lfx.dev/lfxd/internal/nbio"
 )
 
 const (
@@ -46,6 +46,7 @@ type conn struct {
 	deadline bool
 	body     body
 	meta     postMeta
+	in       nbio.Reader
 
 	// pipelined says that bytes arrived while next was parked. Guarded by Server.mu.
 	pipelined bool
@@ -56,12 +57,13 @@ type conn struct {
 	// out is the buffer for the head of an event. Guarded by wmu.
 	out []byte
 	// nb writes without waiting. Guarded by wmu.
-	nb nbwrite.Writer
+	nb nbio.Writer
 }
 
 // newConn wraps an accepted connection.
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc, buf: make([]byte, readBuffer)}
+	c.in.Reset(nc)
 	c.nb.Reset(nc)
 	return c
 }
@@ -138,7 +140,7 @@ func (c *conn) fill() error {
 	case c.w == len(c.buf):
 		c.buf = append(c.buf, make([]byte, len(c.buf))...)
 	}
-	n, err := c.nc.Read(c.buf[c.w:])
+	n, err := c.in.Read(c.buf[c.w:])
 	c.w += n
 	if n > 0 {
 		return nil
@@ -153,7 +155,7 @@ func (c *conn) readSome(p []byte) (int, error) {
 		c.r += n
 		return n, nil
 	}
-	return c.nc.Read(p)
+	return c.in.Read(p)
 }
 
 // readLine reads one line of at most limit bytes and returns it without CRLF. The line aliases the

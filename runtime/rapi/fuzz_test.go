@@ -86,7 +86,8 @@ func FuzzChunked(f *testing.F) {
 			t.Fatal(err)
 		}
 		want, wantErr := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-		c := &conn{nc: &bytesConn{r: bytes.NewReader(raw), step: max(1, step)}, buf: make([]byte, 64)}
+		c := newConn(nil, &bytesConn{r: bytes.NewReader(raw), step: max(1, step)})
+		c.buf = make([]byte, 64)
 		c.body.start(c, &head2)
 		got, gotErr := io.ReadAll(io.LimitReader(&c.body, 1<<20))
 		if gotErr != nil {

@@ -1,6 +1,4 @@
-// Package nbwrite writes to a socket as much as it takes at once: one system call, no wait. Go's own Write
-// waits, which the goroutine that answers for somebody else must not.
-package nbwrite
+package nbio
 
 import (
 	"net"
@@ -46,19 +44,22 @@ func (w *Writer) Try(head, payload []byte) (int, error) {
 
 // attempt is one write or writev; it always returns true, because it never waits.
 func (w *Writer) attempt(fd uintptr) bool {
+	if len(w.iov[1]) == 0 {
+		w.sent, w.err = Write(int(fd), w.iov[0])
+	} else {
+		w.sent, w.err = writev(int(fd), w.iov[:])
+	}
+	if w.err == unix.EAGAIN { //nolint:errorlint // a plain errno
+		w.err = nil
+	}
+	return true
+}
+
+func writev(fd int, iov [][]byte) (int, error) {
 	for {
-		if len(w.iov[1]) == 0 {
-			w.sent, w.err = unix.Write(int(fd), w.iov[0])
-		} else {
-			w.sent, w.err = unix.Writev(int(fd), w.iov[:])
+		n, err := unix.Writev(fd, iov)
+		if err != unix.EINTR { //nolint:errorlint // a plain errno
+			return max(n, 0), err
 		}
-		switch w.err { //nolint:errorlint // plain errnos
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			w.err = nil
-		}
-		w.sent = max(w.sent, 0)
-		return true
 	}
 }

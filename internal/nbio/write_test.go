@@ -1,4 +1,4 @@
-package nbwrite
+package nbio
 
 import (
 	"bytes"

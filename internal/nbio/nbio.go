@@ -1,0 +1,98 @@
+// Package nbio reads and writes descriptors that do not block (O_NONBLOCK): one system call that returns at once, with what there was.
+// It serves the way of a warm invocation, for two reasons.
+//
+// Go's own Write waits until all is written, which a goroutine that answers for somebody else must not.
+//
+// Go's own system calls tell the scheduler that they may block (runtime.entersyscall). In a process that was idle until this message came,
+// that wakes the runtime's monitor thread every time: a futex call, an interrupt of another processor and two switches of threads
+// for nothing, more than the call itself costs. Calls that cannot block need not tell (syscall.RawSyscall).
+// No more than rawLimit bytes go with one, so that the garbage collector never waits long for it.
+package nbio
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawLimit is up to which size in bytes a call is made without telling the scheduler.
+const rawLimit = 64 << 10
+
+// Read is read(2) of a descriptor that does not block. EINTR is never returned, EAGAIN is. n is never negative.
+func Read(fd int, p []byte) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	p = p[:min(len(p), rawLimit)]
+	for {
+		r, _, e := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
+}
+
+// Pread is pread(2) of a file whose reads do not wait for a device: one of the kernel's.
+func Pread(fd int, p []byte, offset int64) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		r, _, e := syscall.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(offset), 0, 0)
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
+}
+
+// Write is write(2) to a descriptor that does not block. EINTR is never returned, EAGAIN is. n is never negative.
+func Write(fd int, p []byte) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if len(p) > rawLimit {
+			n, err = unix.Write(fd, p)
+		} else {
+			r, _, e := syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+			if n, err = int(r), nil; e != 0 {
+				n, err = 0, e
+			}
+		}
+		if err != unix.EINTR { //nolint:errorlint // a plain errno
+			return max(n, 0), err
+		}
+	}
+}
+
+// EpollPoll is epoll_wait(2) with a timeout of zero. EINTR is never returned.
+func EpollPoll(ep int, events []unix.EpollEvent) (n int, err error) {
+	for {
+		r, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
+}
+
+// EpollMod is epoll_ctl(2) with EPOLL_CTL_MOD.
+func EpollMod(ep, fd int, event *unix.EpollEvent) error {
+	_, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), unix.EPOLL_CTL_MOD, uintptr(fd), uintptr(unsafe.Pointer(event)), 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
