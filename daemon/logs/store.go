@@ -231,23 +231,29 @@ func (s *Store) note(err error) {
 	}
 }
 
-// write moves what waits in memory to disk. On an error it stays in memory.
+// write moves what waits in memory now to disk. What comes meanwhile waits for the next time: else every line of a busy function would be a
+// write of its own. On an error it stays in memory.
 func (s *Store) write(st *stream) error {
 	st.writing.Lock()
 	defer st.writing.Unlock()
-	for {
+	st.mu.Lock()
+	left := len(st.pending)
+	st.mu.Unlock()
+	for left > 0 {
 		st.mu.Lock()
-		batch := st.pending
+		batch := st.pending[:min(left, len(st.pending))]
 		st.mu.Unlock()
 		if len(batch) == 0 {
-			return nil
+			return nil // removed
 		}
 		data, n := encode(batch, s.opts.SegmentBytes)
 		if err := st.disk.write(data, s.opts.SegmentBytes, s.opts.MaxBytesPerFunction); err != nil {
 			return err
 		}
+		left -= n
 		st.written(n)
 	}
+	return nil
 }
 
 // encode returns the first entries as lines, at least one and at most about limit bytes.
@@ -271,12 +277,12 @@ func (st *stream) written(n int) {
 		st.bytes -= cost(&st.pending[i])
 	}
 	st.pending = slices.Clone(st.pending[n:]) // gives the old array back
-	if len(st.pending) == 0 && st.lines > 0 {
+	if st.lines > 0 {
 		e := Entry{
 			Time: time.Now().UTC(), Key: st.key, Version: last.Version, Instance: last.Instance, Stream: StreamPlatform,
 			Message: DroppedLines(st.lines, st.lost, "they came faster than the disk took them"),
 		}
-		st.pending, st.bytes = append(st.pending, e), cost(&e)
+		st.pending, st.bytes = append(st.pending, e), st.bytes+cost(&e)
 		st.lines, st.lost = 0, 0
 	}
 }
