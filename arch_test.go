@@ -30,7 +30,7 @@ var update = flag.Bool("update", false, "write the generated parts of ARCHITECTU
 // A row whose package ends in /... is for all of these. ARCHITECTURE.md shows the table:
 // go test . -run TestArrows -update.
 var arrows = []struct{ from, to, why string }{
-	{"cmd/lfxd", "daemon daemon/config daemon/store", "flags over configuration, then one Daemon; store for the error that means exit status 75"},
+	{"cmd/lfxd", "daemon daemon/config daemon/store internal/procs", "flags over configuration, then one Daemon; store for the error that means exit status 75"},
 	{"cmd/lfxctl", "daemon/client daemon/api daemon/function daemon/manifest buildkit/source buildkit/progress",
 		"reaches the daemon through its client only; reads the manifest, offers the sources and draws the build, all of which builds on every platform"},
 	{"cmd/lfx-init", "runtime/lfxinit", "only calls Main"},
@@ -38,11 +38,11 @@ var arrows = []struct{ from, to, why string }{
 	{"daemon", "daemon/... buildkit cni/... runtime/...", "the one place that knows every part and joins them"},
 	{"daemon/api", "daemon/function", "the wire form of versions and releases is the domain's own"},
 	{"daemon/client", "daemon/api daemon/function", "speaks the wire types"},
-	{"daemon/deploy", "daemon/api daemon/function daemon/store buildkit runtime/image", "the use case of a deploy joins record, builder and images; releases reach it as an interface"},
+	{"daemon/deploy", "daemon/api daemon/function daemon/store buildkit internal/procs runtime/image", "the use case of a deploy joins record, builder and images; releases reach it as an interface"},
 	{"daemon/gateway", "daemon/api daemon/function daemon/invocation", "Invoke knows names and the outcome of an invocation, not who runs it; api for the name of a header"},
 	{"daemon/invocation", "daemon/function", "the leaf between gateway and pool: what travels for one invocation"},
 	{"daemon/judge", "daemon/function daemon/histogram", "decides about canaries by figures; who counts and who acts it reaches as interfaces"},
-	{"daemon/logs", "daemon/api daemon/function", "an entry is the same on disk and on the wire"},
+	{"daemon/logs", "daemon/api daemon/function internal/nbio internal/procs", "an entry is the same on disk and on the wire"},
 	{"daemon/manifest", "daemon/function", "a manifest becomes function specs"},
 	{"daemon/metrics", "daemon/function daemon/histogram daemon/invocation", "counts calls by what the gateway tells of them, and writes the judge's histograms"},
 	{"daemon/pool", "daemon/function daemon/histogram daemon/invocation daemon/pool/policy", "decides which instance serves, policy how long one is kept, and counts; makes none itself (pool.Starter)"},
@@ -55,6 +55,7 @@ var arrows = []struct{ from, to, why string }{
 	{"cni", "cni/dns cni/firewall", "order is the security property: tables, bridges, forwarder, probe"},
 	{"integration/sim", "daemon/pool/policy integration/sim/trace", "no black box: it drives the pool's own policy through a synthetic day"},
 	{"integration/...", "daemon/api daemon/client daemon/function", "black boxes: they meet lfxd as its clients do"},
+	{"runtime/cgroup", "internal/nbio", "reads a watermark for every invocation"},
 	{"runtime/instance", "runtime/cgroup runtime/lfxinit", "an instance has a cgroup, and lfx-init as PID 1"},
 	{"runtime/rapi", "internal/http1 internal/nbio", "its codec shares the parsing of heads and the writes that do not wait with that of Invoke"},
 }

@@ -19,6 +19,7 @@ import (
 	"lfx.dev/lfxd/daemon"
 	"lfx.dev/lfxd/daemon/config"
 	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/internal/procs"
 )
 
 // version is set at link time.
@@ -168,6 +169,7 @@ func serve(ctx context.Context, f flags) error {
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	procs.Few()
 	d, err := daemon.Open(ctx, opts)
 	if err != nil {
 		return err

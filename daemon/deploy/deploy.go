@@ -35,6 +35,7 @@ import (
 	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/internal/failpoint"
 	"lfx.dev/lfxd/daemon/store"
+	"lfx.dev/lfxd/internal/procs"
 	"lfx.dev/lfxd/runtime/image"
 )
 
@@ -161,6 +162,7 @@ func (d *Deployer) Deploy(ctx context.Context, req api.DeployRequest, event func
 	if err != nil {
 		return nil, err
 	}
+	defer procs.Boost()() // reads and packs the sources
 	if err := d.checkSpace(); err != nil {
 		return nil, err
 	}

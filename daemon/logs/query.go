@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"lfx.dev/lfxd/daemon/function"
+	"lfx.dev/lfxd/internal/procs"
 )
 
 // Query selects entries.
@@ -46,6 +47,8 @@ func (s *Store) Query(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 			f = s.follow(q.matches)
 			defer s.unfollow(f)
 		}
+		done := procs.Boost() // decodes up to MaxBytesPerFunction for each function
+		defer done()
 		history, err := s.history(ctx, &q, f)
 		if err != nil {
 			yield(Entry{}, err)
@@ -59,6 +62,7 @@ func (s *Store) Query(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 				return
 			}
 		}
+		done()
 		if f != nil {
 			s.live(ctx, f, func(e Entry) bool { return yield(e, nil) })
 		}
