@@ -96,3 +96,10 @@ func EpollMod(ep, fd int, event *unix.EpollEvent) error {
 	}
 	return nil
 }
+
+// readable says whether a read of the descriptor would return something, an error or the end.
+func readable(fd int) bool {
+	p, at := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}, unix.Timespec{}
+	n, _, e := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&at)), 0, 0, 0)
+	return e == 0 && n > 0
+}

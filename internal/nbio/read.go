@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 )
 
 // Reader reads from one connection as its Read does, but for the scheduler (see the package comment). Its user serialises the calls.
@@ -54,4 +55,16 @@ func (r *Reader) Read(p []byte) (int, error) {
 func (r *Reader) attempt(fd uintptr) bool {
 	r.n, r.err = Read(int(fd), r.p)
 	return r.err != syscall.EAGAIN //nolint:errorlint // a plain errno
+}
+
+// Spin waits without sleeping until there is something to read, limit has passed or goOn says no. It may be called while another goroutine
+// is in Read.
+func (r *Reader) Spin(limit time.Duration, goOn func() bool) {
+	if r.raw == nil {
+		return
+	}
+	r.raw.Control(func(fd uintptr) { //nolint:errcheck // closed: there is nothing to wait for
+		for begun := time.Now(); !readable(int(fd)) && goOn() && time.Since(begun) < limit; {
+		}
+	})
 }

@@ -153,7 +153,9 @@ func (s *Server) Start(inv *Invocation, done Completion) error {
 	w.conn.wmu.Lock() // free: a parked connection's goroutine does not write
 	kick := w.conn.pipelined
 	s.mu.Unlock()
-	_ = s.deliver(inv, w.conn, kick) // the next that follows gets it
+	if s.deliver(inv, w.conn, kick) == nil { // else the next that follows gets it
+		s.spin(w.conn)
+	}
 	return nil
 }
 
@@ -208,6 +210,8 @@ type flight struct {
 	// writing is the connection that the event is being written to, while that takes long. Guarded by
 	// Server.mu.
 	writing *conn
+	// out says that the event was handed out.
+	out bool
 }
 
 // admitLocked says why no invocation can begin, or nil.
@@ -231,6 +235,8 @@ func (s *Server) handOutLocked() {
 	s.state = stateRunning
 	s.requestID, s.value = s.flight.inv.RequestID, s.flight.inv.Value
 	s.delivered = time.Now()
+	s.flight.out = true
+	inFlight.Add(1)
 }
 
 // cloneEventLocked is the current event in memory of its own, because its writer may outlive Invoke.
@@ -323,6 +329,9 @@ var errEnded = errors.New("the invocation has ended")
 func (s *Server) endLocked() *flight {
 	f := s.flight
 	s.flight = nil
+	if f.out {
+		inFlight.Add(-1)
+	}
 	if f.writing != nil {
 		_ = f.writing.nc.SetWriteDeadline(longAgo)
 	}

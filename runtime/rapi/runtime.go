@@ -246,6 +246,7 @@ func (s *Server) finish(st *strand, res *Result, rep *reply) (*reply, bool) {
 	if res.Truncated {
 		err = s.failure
 	}
+	s.took.Store(int64(res.Answered.Sub(res.Delivered)))
 	f := s.endLocked()
 	s.mu.Unlock()
 	if err != nil {

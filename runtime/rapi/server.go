@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -77,6 +78,9 @@ type Server struct {
 	wg sync.WaitGroup
 
 	ready, initErrored, broken chan struct{}
+
+	// took is how long the last answer took, in nanoseconds; 0 before the first.
+	took atomic.Int64
 
 	// mu guards what follows. It is taken before any conn.wmu and never held across I/O.
 	mu    sync.Mutex
