@@ -127,10 +127,7 @@ func (w *Worker) settledOne(r *run) bool {
 	if w.api.Idle() {
 		return true
 	}
-	w.crowd.mu.Lock()
-	alone := len(w.crowd.runs) == 1
-	w.crowd.mu.Unlock()
-	if !alone {
+	if !w.crowd.alone(r) {
 		return false
 	}
 	ctx, cancel := context.WithDeadlineCause(context.Background(), r.start.Add(w.version.Config.Timeout), errTimeout)
@@ -140,6 +137,18 @@ func (w *Worker) settledOne(r *run) bool {
 		w.die(string(logs.StatusTimeout))
 	}
 	return err == nil
+}
+
+// alone reports whether no invocation but r is in progress; one whose end is being told is not.
+func (c *crowd) alone(r *run) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range c.runs {
+		if other != r && !other.answered.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // handOutOne is handOut. The clock is set when the event is on its way, unless the invocation has ended by then.
@@ -170,6 +179,7 @@ func (w *Worker) concludeOne(r *run, res *rapi.Result, err error) *invocation.Ou
 			out.LogTail = r.tail.Bytes()
 		}
 	}
+	r.answered.Store(true)
 	if r.completion != nil {
 		r.completion.Ended(out)
 	}

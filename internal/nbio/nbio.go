@@ -26,13 +26,16 @@ func Read(fd int, p []byte) (n int, err error) {
 	}
 	p = p[:min(len(p), rawLimit)]
 	for {
-		r, _, e := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-		switch e {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		default:
-			return 0, e
+		if raced {
+			n, err = syscall.Read(fd, p)
+		} else {
+			r, _, e := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+			if n, err = int(r), nil; e != 0 {
+				n, err = 0, e
+			}
+		}
+		if err != unix.EINTR { //nolint:errorlint // a plain errno
+			return max(n, 0), err
 		}
 	}
 }
@@ -60,8 +63,8 @@ func Write(fd int, p []byte) (n int, err error) {
 		return 0, nil
 	}
 	for {
-		if len(p) > rawLimit {
-			n, err = unix.Write(fd, p)
+		if raced || len(p) > rawLimit {
+			n, err = syscall.Write(fd, p)
 		} else {
 			r, _, e := syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 			if n, err = int(r), nil; e != 0 {
