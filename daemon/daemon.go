@@ -268,6 +268,7 @@ func (d *Daemon) openInstances(ctx context.Context) (err error) {
 		Network:         attacher{d.network},
 		ResolvConf:      func(string, netip.Addr) []byte { return dns.ResolvConf(d.gatewayAddr()) },
 		AppArmorProfile: profile,
+		Sandboxes:       true,
 		Log:             d.log,
 	})
 	if err != nil {

@@ -54,6 +54,10 @@ type Group interface {
 	SetCPU(cores float64) error
 	// CPUQuota returns the quota in cores, zero for none.
 	CPUQuota() (float64, error)
+	// SetShares sets the CPU weight in shares, 1024 for a core, as the runtime does at creation.
+	SetShares(shares uint64) error
+	// SetMemory sets the hard limit of memory in bytes, and on v1 that of memory and swap together. On v2 swap stays as it is.
+	SetMemory(limit uint64) error
 	// Limits returns the hard memory limit in bytes and the pids limit; zero means unlimited.
 	Limits() (memory, pids uint64, err error)
 	// Memory returns what is charged now.

@@ -40,6 +40,12 @@ func (g *v1) CPUQuota() (float64, error) {
 	return float64(q) / float64(p), nil
 }
 
+func (g *v1) SetShares(shares uint64) error {
+	return write(g.dirs["cpu"], "cpu.shares", strconv.FormatUint(shares, 10))
+}
+
+func (g *v1) SetMemory(limit uint64) error { return limitMemory1(g.dirs["memory"], int64(limit)) }
+
 func (g *v1) Limits() (memory, pids uint64, err error) {
 	memory, err = readUint(g.dirs["memory"], "memory.limit_in_bytes")
 	if err != nil {
@@ -161,32 +167,52 @@ func (g *v1) Watch(o WatchOptions) (*Watch, error) {
 		return nil, err
 	}
 	if o.MemoryLimit > 0 {
-		if err := g.notify(w, "memory.usage_in_bytes", strconv.FormatUint(o.MemoryLimit, 10), w.high); err != nil {
-			_ = w.Close()
-			return nil, err
-		}
+		w.readers = append(w.readers, func() { g.threshold(w) })
 	}
 	w.run()
 	return w, nil
 }
 
-// notify registers an eventfd for file and calls fn at each event. When the cgroup is removed the
-// kernel signals once more.
+// threshold registers the tripwire, for which the kernel waits until nobody can be looking at the old ones (an RCU grace period: 5 to 20 ms),
+// and then reads its events. Memory that went over meanwhile is seen right after. Where it cannot be registered, the
+// memory is looked at once a second.
+func (g *v1) threshold(w *Watch) {
+	ev, err := g.register("memory.usage_in_bytes", strconv.FormatUint(w.o.MemoryLimit, 10))
+	if err != nil {
+		w.poll()
+		return
+	}
+	if !w.keep(ev) {
+		return
+	}
+	w.high()
+	w.read(ev, 8, func([]byte) { w.high() })
+}
+
+// notify registers an eventfd for file and calls fn at each event.
 func (g *v1) notify(w *Watch, file, arg string, fn func()) error {
+	ev, err := g.register(file, arg)
+	if err == nil {
+		w.add(ev, 8, func([]byte) { fn() })
+	}
+	return err
+}
+
+// register registers an eventfd for file. When the cgroup is removed the kernel signals once more.
+func (g *v1) register(file, arg string) (*os.File, error) {
 	dir := g.dirs["memory"]
 	target, err := os.Open(filepath.Join(dir, file))
 	if err != nil {
-		return gone(err)
+		return nil, gone(err)
 	}
 	defer target.Close()
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return fmt.Errorf("eventfd: %w", err)
+		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	ev := os.NewFile(uintptr(fd), "eventfd of "+file)
 	if err := write(dir, "cgroup.event_control", fmt.Sprintf("%d %d %s", fd, target.Fd(), arg)); err != nil {
-		return errors.Join(err, ev.Close())
+		return nil, errors.Join(err, ev.Close())
 	}
-	w.add(ev, 8, func([]byte) { fn() })
-	return nil
+	return ev, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,6 +43,27 @@ func (g *v2) CPUQuota() (float64, error) {
 		return 0, fmt.Errorf("%s/cpu.max: %q is no quota", g.dir, s)
 	}
 	return quota / period, nil
+}
+
+func (g *v2) SetShares(shares uint64) error {
+	return write(g.dir, "cpu.weight", strconv.FormatUint(weight(shares), 10))
+}
+
+// weight is runc's conversion (opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value): a curve through least, usual and
+// greatest value of both scales.
+func weight(shares uint64) uint64 {
+	switch {
+	case shares <= 2:
+		return 1
+	case shares >= 262144:
+		return 10000
+	}
+	l := math.Log2(float64(shares))
+	return uint64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34)))
+}
+
+func (g *v2) SetMemory(limit uint64) error {
+	return write(g.dir, "memory.max", strconv.FormatUint(limit, 10))
 }
 
 func (g *v2) Limits() (memory, pids uint64, err error) {

@@ -41,12 +41,14 @@ type Watch struct {
 	fired chan Reason
 
 	once    sync.Once
-	files   []*os.File
 	readers []func()
 	wake    chan struct{}
 	stop    chan struct{}
 	wg      sync.WaitGroup
-	closed  sync.Once
+
+	mu    sync.Mutex // guards what follows
+	files []*os.File
+	ended bool
 }
 
 func newWatch(g Group, o WatchOptions) *Watch {
@@ -60,34 +62,63 @@ func (w *Watch) Fired() <-chan Reason { return w.fired }
 
 // Close ends the watch and waits for its goroutines.
 func (w *Watch) Close() error {
-	w.closed.Do(func() {
+	w.mu.Lock()
+	if !w.ended {
+		w.ended = true
 		close(w.stop)
 		for _, f := range w.files {
 			_ = f.Close()
 		}
-	})
+	}
+	w.mu.Unlock()
 	w.wg.Wait()
 	return nil
 }
 
+// keep makes f one of the descriptors that Close closes; false, and f is closed, when that has been.
+func (w *Watch) keep(f *os.File) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		_ = f.Close()
+		return false
+	}
+	w.files = append(w.files, f)
+	return true
+}
+
 // add registers a descriptor whose every successful read of up to size bytes is an event.
 func (w *Watch) add(f *os.File, size int, fn func([]byte)) {
-	w.files = append(w.files, f)
-	w.readers = append(w.readers, func() {
-		buf := make([]byte, size)
-		for {
-			n, err := f.Read(buf)
-			if err != nil {
-				return // closed by Close
-			}
-			select {
-			case <-w.stop:
-				return
-			default:
-				fn(buf[:n])
-			}
+	w.keep(f)
+	w.readers = append(w.readers, func() { w.read(f, size, fn) })
+}
+
+func (w *Watch) read(f *os.File, size int, fn func([]byte)) {
+	buf := make([]byte, size)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return // closed by Close
 		}
-	})
+		select {
+		case <-w.stop:
+			return
+		default:
+			fn(buf[:n])
+		}
+	}
+}
+
+// poll takes the place of events that the kernel does not send.
+func (w *Watch) poll() {
+	for {
+		select {
+		case <-w.stop:
+			return
+		case <-time.After(highPollMax):
+			w.high()
+		}
+	}
 }
 
 func (w *Watch) run() {

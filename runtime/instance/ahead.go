@@ -24,11 +24,14 @@ import (
 func (m *Manager) NewID() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n := len(m.ahead); n > 0 {
-		i := m.ahead[n-1]
-		m.ahead = m.ahead[:n-1]
-		m.promised[i.id] = i
-		return i.id
+	for n := len(m.ahead) - 1; n >= 0; n-- {
+		i := m.ahead[n]
+		m.ahead = m.ahead[:n]
+		if i.standing() {
+			m.promised[i.id] = i
+			return i.id
+		}
+		i.broken.Store(true) // Reconcile removes it
 	}
 	return RandomID()
 }
@@ -75,6 +78,11 @@ func (m *Manager) MakeNetwork(ctx context.Context) (err error) {
 	}()
 	if err := i.prepareNetwork(ctx); err != nil {
 		return fmt.Errorf("make a network ahead as %s: %w", i.id, err)
+	}
+	if m.o.Sandboxes && !m.o.Cgroups.Driven() {
+		if err := i.park(ctx); err != nil {
+			return fmt.Errorf("make a sandbox ahead as %s: %w", i.id, err)
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

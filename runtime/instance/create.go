@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -19,37 +20,54 @@ import (
 // or with Spec.Hold waits for Begin; whether it succeeds is told by Exited and Exit. An error leaves nothing behind,
 // or a record that Reconcile finishes. Classes: ErrInvalidArgument for a bad spec, ErrAlreadyExists for an ID in use, ErrNotFound for an
 // image that is missing or not unpacked.
-func (m *Manager) Create(ctx context.Context, s Spec) (_ *Instance, err error) {
+func (m *Manager) Create(ctx context.Context, s Spec) (*Instance, error) {
+	begun := time.Now()
 	i, err := m.claim(s)
 	if i == nil {
 		return nil, err
 	}
-	i.spec = s
-	defer func() {
-		if err != nil {
-			i.undo(err)
-		}
-	}()
-	if err != nil {
+	parked := i.parked
+	i.spec, i.begun = s, begun
+	if err == nil {
+		err = i.make(m.engine.ctx(ctx))
+	}
+	if err == nil {
+		return i, nil
+	}
+	i.undo(err)
+	if !parked || ctx.Err() != nil || errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) {
 		return nil, err
 	}
-	if err := i.create(m.engine.ctx(ctx)); err != nil {
-		return nil, fmt.Errorf("create instance %s: %w", s.ID, err)
+	// What a sandbox cannot be, an instance that is made for this image may. Its ID is free again, or the record of what could not be
+	// removed stands in the way.
+	m.log.Warn("a sandbox made ahead was of no use, and an instance is made in its place", "instance", s.ID, "image", s.Image, "error", err)
+	return m.Create(ctx, s)
+}
+
+// make makes and starts the instance that was claimed.
+func (i *Instance) make(ctx context.Context) error {
+	create := i.create
+	if i.parked {
+		create = i.adopt
 	}
-	if err := i.start(m.engine.ctx(ctx)); err != nil {
-		return nil, fmt.Errorf("start instance %s: %w", s.ID, err)
+	if err := create(ctx); err != nil {
+		return fmt.Errorf("create instance %s: %w", i.id, err)
 	}
-	return i, nil
+	if err := i.start(ctx); err != nil {
+		return fmt.Errorf("start instance %s: %w", i.id, err)
+	}
+	return nil
 }
 
 // create makes everything up to the parked init.
 func (i *Instance) create(ctx context.Context) (err error) {
-	timer := stopwatch(time.Now())
+	timer := stopwatch(i.begun)
 	if err := i.describe(); err != nil {
 		return err
 	}
 	timer.lap(&i.phases.Files)
-	i.pid, err = i.m.engine.createIn(ctx, i.spec, i.rec.UID, i.ociSpec(), func() { timer.lap(&i.phases.Container) })
+	root := func(ctx context.Context) ([]mount.Mount, error) { return i.m.engine.prepare(ctx, i.spec, i.rec.UID) }
+	i.pid, err = i.m.engine.createIn(ctx, i.spec, i.ociSpec(), root, func() { timer.lap(&i.phases.Container) })
 	if err != nil {
 		return err
 	}
@@ -106,12 +124,14 @@ func (i *Instance) ociSpec() *specs.Spec {
 func (i *Instance) start(ctx context.Context) error {
 	timer := stopwatch(time.Now())
 	if !i.spec.Hold {
-		if err := i.pipes.open(); err != nil {
+		if err := i.pipes.open(i.word()); err != nil {
 			return err
 		}
 	}
-	if err := i.m.engine.startTask(ctx, i.id); err != nil {
-		return err
+	if !i.parked { // else lfx-init runs
+		if err := i.m.engine.startTask(ctx, i.id); err != nil {
+			return err
+		}
 	}
 	timer.lap(&i.phases.Start)
 	if i.spec.Hold {
@@ -139,7 +159,7 @@ func (i *Instance) Begin() error {
 	if err := i.move(Started); err != nil {
 		return err
 	}
-	if err := i.pipes.open(); err != nil {
+	if err := i.pipes.open(i.word()); err != nil {
 		return fmt.Errorf("instance %s does not hear its word: %w", i.id, err)
 	}
 	return nil
@@ -168,6 +188,13 @@ func (i *Instance) record() error {
 // hold takes descriptors of the parked init and of its network namespace, so that both can be reached until
 // Destroy even if the process dies, and starts watching it.
 func (i *Instance) hold() error {
+	if err := i.holdProcess(); err != nil {
+		return err
+	}
+	return i.watchLimits()
+}
+
+func (i *Instance) holdProcess() error {
 	fd, err := unix.PidfdOpen(i.pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("pidfd of process %d: %w", i.pid, err)
@@ -182,15 +209,6 @@ func (i *Instance) hold() error {
 		return errors.Join(err, pidfd.Close())
 	}
 	i.pidfd = pidfd
-	i.oom, err = i.group.Watch(cgroup.WatchOptions{MemoryLimit: uint64(i.spec.MemoryMB) * mib, Tmpfs: i.tmpBytes})
-	if err != nil {
-		return fmt.Errorf("watch memory: %w", err)
-	}
-	if i.peakFile, err = i.group.OpenPeak(); err != nil {
-		return fmt.Errorf("watch memory: %w", err)
-	}
-	i.watching = true
-	i.watch()
 	if i.prepared {
 		return i.inNamespaces()
 	}

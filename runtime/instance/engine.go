@@ -181,27 +181,44 @@ func (e *engine) createContainer(ctx context.Context, s Spec, oci *specs.Spec, s
 	if err != nil {
 		return err
 	}
-	labels := map[string]string{}
-	for k, v := range s.Labels {
-		labels[k] = v
-	}
-	labels[Label] = s.ID
 	_, err = e.client.ContainerService().Create(ctx, containers.Container{
-		ID: s.ID, Labels: labels, Image: s.Image, Spec: spec, Snapshotter: snapshotter, SnapshotKey: s.ID,
+		ID: s.ID, Labels: labelsOf(s), Image: s.Image, Spec: spec, Snapshotter: snapshotter, SnapshotKey: s.ID,
 		Runtime: containers.RuntimeInfo{Name: runtimeName, Options: e.runtime}, SandboxID: shim,
 	})
 	return err
 }
 
-// createIn creates snapshot, container and task, in a shared shim if one stands, else in a shim of its own; recorded is called before
+func labelsOf(s Spec) map[string]string {
+	labels := map[string]string{}
+	for k, v := range s.Labels {
+		labels[k] = v
+	}
+	labels[Label] = s.ID
+	return labels
+}
+
+// updateContainer writes down what the container of a sandbox has become.
+func (e *engine) updateContainer(ctx context.Context, s Spec, oci *specs.Spec) error {
+	spec, err := typeurl.MarshalAny(oci)
+	if err != nil {
+		return err
+	}
+	c := containers.Container{ID: s.ID, Labels: labelsOf(s), Image: s.Image, Spec: spec}
+	if _, err := e.client.ContainerService().Update(ctx, c, "labels", "image", "spec"); err != nil {
+		return fmt.Errorf("container: %w", err)
+	}
+	return nil
+}
+
+// createIn creates root (a snapshot as a rule), container and task, in a shared shim if one stands, else in a shim of its own; recorded is called before
 // the task. Snapshot and container do not need each other and are made together: both wait for containerd's
 // disk. A shim that turns out to be gone is taken out of use.
-func (e *engine) createIn(ctx context.Context, s Spec, uid uint32, oci *specs.Spec, recorded func()) (pid int, err error) {
+func (e *engine) createIn(ctx context.Context, s Spec, oci *specs.Spec, root func(context.Context) ([]mount.Mount, error), recorded func()) (pid int, err error) {
 	shim := e.shims.pick()
 	var rootfs []mount.Mount
 	var g errgroup.Group // both to their end: the undo must not meet one that is still under way
 	g.Go(func() (err error) {
-		if rootfs, err = e.prepare(ctx, s, uid); err != nil {
+		if rootfs, err = root(ctx); err != nil {
 			return fmt.Errorf("snapshot: %w", err)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -101,11 +102,17 @@ func openPipes(dir string) (p pipes, err error) {
 	return p, err
 }
 
-// open says the word for which lfx-init waits: one byte, which fits always.
-func (p *pipes) open() error {
-	_, err := p.gate.Write([]byte{1})
+// open says the word for which lfx-init waits. It blocks while the FIFO is full: a long one is read while it is written.
+func (p *pipes) open(word []byte) error {
+	if err := p.gate.SetWriteDeadline(time.Now().Add(wordTimeout)); err != nil {
+		return err
+	}
+	_, err := p.gate.Write(word)
 	return err
 }
+
+// wordTimeout is how long lfx-init may take to read its word.
+const wordTimeout = 5 * time.Second
 
 // openFIFO opens one end without blocking, so that Go's poller waits on it. O_NOFOLLOW: the file is ours, but in a directory that an
 // instance sees.

@@ -46,7 +46,9 @@ type Instance struct {
 	pidfd    *os.File
 	netns    *os.File
 	userns   *os.File // only of a network made ahead
-	prepared bool     // it was made ahead
+	prepared bool     // its network was made ahead
+	parked   bool     // so was its container: see sandbox.go
+	begun    time.Time
 	peakFile *os.File // the kernel's watermark; nil where it has none
 	pipes    pipes
 	listener net.Listener

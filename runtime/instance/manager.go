@@ -62,6 +62,8 @@ type Options struct {
 	// a network. Nil means an empty resolv.conf, and hosts with localhost, sandbox (as on Lambda) and the instance.
 	ResolvConf func(id string, addr netip.Addr) []byte
 	Hosts      func(id string, addr netip.Addr) []byte
+	// Sandboxes says that a network made ahead gets a container too.
+	Sandboxes bool
 	// AppArmorProfile confines every instance; empty where AppArmor is off. It must be loaded.
 	AppArmorProfile string
 	Log             *slog.Logger

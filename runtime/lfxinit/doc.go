@@ -6,8 +6,9 @@
 //
 //  1. opens the log FIFOs StdoutName and StderrName and the control FIFO ControlName beside its
 //     own executable, in Dir;
-//  2. waits at the gate FIFO GateName for one byte, the daemon's word that everything stands (for most instances it
-//     is there already; a spare instance waits here until it is wanted), and ends when the daemon is gone before;
+//  2. waits at the gate FIFO GateName for the daemon's word that everything stands (for most instances it
+//     is there already; a spare instance, and a sandbox that has no function yet, wait here until they are wanted; what
+//     the sandbox is to start comes with the word), and ends when the daemon is gone before;
 //  3. changes to the working directory and looks argv[0] up in the container's PATH, as runc does;
 //  4. starts the runtime with the FIFOs as stdout and stderr, in a session of its own;
 //  5. forwards signals to it and reaps everything that becomes its child, orphans included;

@@ -43,8 +43,12 @@ func run(dir, workdir string, argv, env []string) int {
 	}
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals)
-	if !passGate(dir + "/" + GateName) {
+	c, ok := passGate(dir + "/" + GateName)
+	if !ok {
 		return codeSetup
+	}
+	if c != nil {
+		workdir, argv, env = c.Dir, c.Args, c.Env
 	}
 
 	pid, class, err := start(workdir, argv, env, stdout, stderr)
@@ -62,21 +66,15 @@ func run(dir, workdir string, argv, env []string) int {
 	return code
 }
 
-// passGate waits for the word of the daemon: one byte. Nothing of the image has run before it. It returns false when there
+// passGate waits for the word of the daemon. Nothing of the image has run before it. ok is false when there
 // will be none, because the daemon is gone.
-func passGate(path string) bool {
+func passGate(path string) (c *Command, ok bool) {
 	gate, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return nil, false
 	}
 	defer syscall.Close(gate)
-	var b [1]byte
-	for {
-		n, err := syscall.Read(gate, b[:])
-		if err != syscall.EINTR {
-			return n == 1 && err == nil
-		}
-	}
+	return readWord(func(b []byte) (int, error) { return syscall.Read(gate, b) })
 }
 
 // openLog opens a log FIFO for the runtime. First both ends are opened and kept (see the package comment),

@@ -12,7 +12,7 @@ const (
 	StdoutName  = "stdout"
 	StderrName  = "stderr"
 	ControlName = "control"
-	// GateName is the FIFO from which lfx-init reads one byte before it runs anything of the image.
+	// GateName is the FIFO from which lfx-init reads its Word before it runs anything of the image.
 	GateName = "gate"
 )
 
