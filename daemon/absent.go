@@ -47,7 +47,7 @@ func (d *Daemon) builderRemedy() string {
 type creator struct{ d *Daemon }
 
 // NewID implements worker.Creator.
-func (c creator) NewID() string { return c.d.instances.NewID() }
+func (c creator) NewID(image string) string { return c.d.instances.NewID(image) }
 
 // Create implements worker.Creator.
 func (c creator) Create(ctx context.Context, s instance.Spec) (worker.Instance, error) {

@@ -112,7 +112,7 @@ func readMessage(br *bufio.Reader, buf []byte) (head, body []byte, err error) {
 // rawInstances implements worker.Creator.
 type rawInstances struct{ made atomic.Int32 }
 
-func (r *rawInstances) NewID() string { return instance.RandomID() }
+func (r *rawInstances) NewID(string) string { return instance.RandomID() }
 
 func (r *rawInstances) Create(_ context.Context, spec instance.Spec) (worker.Instance, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -203,7 +203,7 @@ type creator struct {
 	stuck <-chan struct{}
 }
 
-func (c *creator) NewID() string {
+func (c *creator) NewID(string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.next++

@@ -54,8 +54,8 @@ type Instance interface {
 
 // Creator makes instances.
 type Creator interface {
-	// NewID returns the ID of an instance that is made now: Create with it must follow.
-	NewID() string
+	// NewID returns the ID of an instance of an image that is made now: Create with it must follow.
+	NewID(image string) string
 	Create(ctx context.Context, spec instance.Spec) (Instance, error)
 }
 
@@ -298,7 +298,7 @@ func (s *Starter) create(ctx context.Context, w *Worker) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.CreateTimeout, fmt.Errorf("the instance was not made within %s", s.opts.CreateTimeout))
 	defer cancel()
 	for again := true; ; {
-		w.id = s.opts.Instances.NewID()
+		w.id = s.opts.Instances.NewID(imageOf(w.version))
 		err := s.createOnce(ctx, w)
 		if errdefs.IsResourceExhausted(err) && ctx.Err() == nil && s.giveWay() {
 			w.api = nil
@@ -325,12 +325,15 @@ func (s *Starter) createOnce(ctx context.Context, w *Worker) error {
 	return nil
 }
 
+// imageOf names the image of a version by its digest.
+func imageOf(v *function.Version) string { return v.Image.Name + "@" + v.Image.Digest }
+
 // spec describes the instance: everything in it comes from the version.
 func (w *Worker) spec() instance.Spec {
 	v := w.version
 	return instance.Spec{
 		ID:       w.id,
-		Image:    v.Image.Name + "@" + v.Image.Digest,
+		Image:    imageOf(v),
 		Args:     v.Argv(),
 		Env:      environ(v, w.s.opts.Region, logStream(v.Number, time.Now())),
 		Dir:      v.Workdir(),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +20,14 @@ import (
 // reconciled and found by its name exactly as that. Its network namespace is made inside its user namespace, without which the
 // container could not mount sysfs; both live as long as our descriptors, and no process is in them.
 
-// NewID returns the ID for an instance that is made now: that of a network made ahead, if there is one, else one that
-// was never used. Create or GiveBack must follow.
-func (m *Manager) NewID() string {
+// NewID returns the ID for an instance of an image that is made now: that of a network made ahead, if there is one that serves, else one
+// that was never used. Create or GiveBack must follow.
+func (m *Manager) NewID(image string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.odd[image] {
+		return RandomID()
+	}
 	for n := len(m.ahead) - 1; n >= 0; n-- {
 		i := m.ahead[n]
 		m.ahead = m.ahead[:n]
@@ -79,7 +83,7 @@ func (m *Manager) MakeNetwork(ctx context.Context) (err error) {
 	if err := i.prepareNetwork(ctx); err != nil {
 		return fmt.Errorf("make a network ahead as %s: %w", i.id, err)
 	}
-	if m.o.Sandboxes && !m.o.Cgroups.Driven() {
+	if m.makesSandboxes() {
 		if err := i.park(ctx); err != nil {
 			return fmt.Errorf("make a sandbox ahead as %s: %w", i.id, err)
 		}
@@ -128,10 +132,12 @@ func (m *Manager) DropNetworks(ctx context.Context) error {
 	all := m.ahead
 	m.ahead, m.dropped = nil, true
 	m.mu.Unlock()
-	var errs []error
-	for _, i := range all {
-		errs = append(errs, i.Destroy(ctx))
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for n, i := range all { // a few: see Ahead.Networks
+		wg.Go(func() { errs[n] = i.Destroy(ctx) })
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }
 

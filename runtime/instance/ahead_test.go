@@ -110,7 +110,7 @@ func TestNetworkMadeAhead(t *testing.T) {
 	if removed, err := m.Reconcile(testContext(t), func(string) bool { return false }); err != nil || len(removed) > 0 {
 		t.Errorf("Reconcile removed %v, %v", removed, err)
 	}
-	s := probeSpec(m.NewID(), "report")
+	s := probeSpec(m.NewID(testImage), "report")
 	if len(ahead) != 1 || s.ID != ahead[0] {
 		t.Fatalf("the next ID is %s, the networks ahead are %v", s.ID, ahead)
 	}
@@ -169,7 +169,7 @@ func TestNetworksAheadLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	late := m.NewID() // of a start that waits for containerd while the daemon stops
+	late := m.NewID(testImage) // of a start that waits for containerd while the daemon stops
 	if err := m.DropNetworks(testContext(t)); err != nil {
 		t.Error(err)
 	}
@@ -187,12 +187,12 @@ func TestNetworksAheadLeaveNothing(t *testing.T) {
 	if err := m.MakeNetwork(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	m.GiveBack(m.NewID())
+	m.GiveBack(m.NewID(testImage))
 	m.GiveBack("never-promised")
 	if got := m.NetworksAhead(); got != 1 {
 		t.Errorf("%d networks after one was given back, want 1", got)
 	}
-	if _, err := m.Create(testContext(t), Spec{ID: m.NewID()}); !errdefs.IsInvalidArgument(err) {
+	if _, err := m.Create(testContext(t), Spec{ID: m.NewID(testImage)}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("error = %v", err)
 	}
 	left("invalid")
@@ -224,7 +224,7 @@ func TestGiveBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.ahead = []*Instance{i}
-		if id := m.NewID(); id != i.id {
+		if id := m.NewID(testImage); id != i.id {
 			t.Fatalf("the next ID is %s, want %s", id, i.id)
 		}
 		want := 1

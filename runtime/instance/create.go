@@ -32,16 +32,15 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Instance, error) {
 		err = i.make(m.engine.ctx(ctx))
 	}
 	if err == nil {
+		m.fitted(i)
 		return i, nil
 	}
 	i.undo(err)
-	if !parked || ctx.Err() != nil || errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) {
+	if !parked || i.handed || ctx.Err() != nil || errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
 		return nil, err
 	}
-	// What a sandbox cannot be, an instance that is made for this image may. Its ID is free again, or the record of what could not be
-	// removed stands in the way.
-	m.log.Warn("a sandbox made ahead was of no use, and an instance is made in its place", "instance", s.ID, "image", s.Image, "error", err)
-	return m.Create(ctx, s)
+	m.misfitted(i, err)
+	return m.Create(ctx, s) // the ID is free again, or the record of what could not be removed stands in the way
 }
 
 // make makes and starts the instance that was claimed.
@@ -251,6 +250,7 @@ func (i *Instance) listen() (err error) {
 			return err
 		}
 	}
+	i.handed = true
 	return i.spec.Listen(i.listener)
 }
 

@@ -113,6 +113,9 @@ type Manager struct {
 	promised map[string]*Instance
 	// dropped says that networks made ahead were removed and none was made since: what is given back goes too.
 	dropped bool
+	// odd are the images that a sandbox could not become; misfits counts the sandboxes in a row that were of no use.
+	odd     map[string]bool
+	misfits int
 }
 
 var errClosed = fmt.Errorf("instance manager is closed: %w", errdefs.ErrUnavailable)
@@ -136,7 +139,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, cgroups: root, host: lookAtHost(root),
-		uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{}, promised: map[string]*Instance{},
+		uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{}, promised: map[string]*Instance{}, odd: map[string]bool{},
 	}
 	records, err := readRecords(o.Dir)
 	for _, r := range records {

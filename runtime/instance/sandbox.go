@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"runtime"
@@ -106,16 +107,54 @@ func (i *Instance) adopt(ctx context.Context) error {
 		return fmt.Errorf("root: %w", err)
 	}
 	timer.lap(&i.phases.Create)
-	if err := i.listen(); err != nil {
-		return fmt.Errorf("runtime API listener: %w", err)
-	}
-	timer.lap(&i.phases.Network)
 	if err := i.check(); err != nil {
 		return err
 	}
 	timer.lap(&i.phases.Check)
+	if err := i.listen(); err != nil {
+		return fmt.Errorf("runtime API listener: %w", err)
+	}
+	timer.lap(&i.phases.Network)
 	return i.move(Created)
 }
+
+// maxMisfits is how many sandboxes in a row may be of no use before no more are made: the host cannot do it, and each costs a start.
+const maxMisfits = 3
+
+// makesSandboxes says whether a network made ahead gets a container.
+func (m *Manager) makesSandboxes() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.o.Sandboxes && !m.o.Cgroups.Driven() && m.misfits < maxMisfits
+}
+
+// fitted notes that a sandbox has become an instance.
+func (m *Manager) fitted(i *Instance) {
+	if !i.parked {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.misfits = 0
+}
+
+// misfitted notes that a sandbox could not become an instance of an image, for which an instance is made the usual way: now, and from now on.
+// One that has ended says nothing about the image.
+func (m *Manager) misfitted(i *Instance, err error) {
+	m.log.Warn("a sandbox made ahead was of no use, and an instance is made in its place", "instance", i.id, "image", i.spec.Image, "error", err)
+	if errors.Is(err, errSandboxEnded) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.odd[i.spec.Image] = true
+	if m.misfits++; m.misfits == maxMisfits {
+		m.log.Error("no sandboxes are made ahead any more: none of the last ones could become an instance; cold starts take longer")
+	}
+}
+
+// errSandboxEnded says that a sandbox has ended before it was used.
+var errSandboxEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
 
 // limit writes the limits that the spec of any other instance has.
 func (i *Instance) limit() error {
@@ -142,12 +181,15 @@ func (i *Instance) changeRoot(mounts []mount.Mount) error {
 		return err
 	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", i.pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return errSandboxEnded
+	}
 	if err != nil {
 		return err
 	}
 	defer ns.Close()   //nolint:errcheck // only read
 	if !i.standing() { // the pid may be another's
-		return fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+		return errSandboxEnded
 	}
 	scratch := path.Join(i.m.dir(i.id), "root")
 	if err := os.Mkdir(scratch, 0o700); err != nil {

@@ -23,7 +23,7 @@ func sandboxed(t *testing.T, m *Manager, s Spec) *Instance {
 	if err := m.MakeNetwork(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	s.ID = m.NewID()
+	s.ID = m.NewID(testImage)
 	i := create(t, m, s)
 	if !i.parked {
 		t.Fatal("the instance was not made of the sandbox")
@@ -160,6 +160,51 @@ func TestSandboxLimits(t *testing.T) {
 	}
 }
 
+// TestOddImage: an image that a sandbox cannot become gets instances that are made the usual way, and no further sandbox is spent on it;
+// after three in a row none is made.
+func TestOddImage(t *testing.T) {
+	m, e := newManager(t, func(o *Options) { o.Sandboxes = true })
+	for n := range maxMisfits {
+		if err := m.MakeNetwork(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		s := probeSpec(m.NewID(testImage), "exit", "0")
+		if err := os.WriteFile(filepath.Join(m.dir(s.ID), "root"), nil, 0o600); err != nil { // stands where the root is put together
+			t.Fatal(err)
+		}
+		i := create(t, m, s)
+		if x := waitExit(t, i); x.Code != 0 || i.parked {
+			t.Errorf("%d: %+v, of a sandbox: %v", n, x, i.parked)
+		}
+		if err := m.MakeNetwork(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if id := m.NewID(testImage); m.liveOne(id) != nil {
+			t.Errorf("%d: %s is that of a network made ahead", n, id)
+		}
+		if err := m.DropNetworks(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		m.mu.Lock()
+		clear(m.odd) // another image
+		m.mu.Unlock()
+	}
+	if err := m.MakeNetwork(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	id := m.NewID(testImage)
+	if i := m.liveOne(id); i == nil || i.parked {
+		t.Error("sandboxes are still made")
+	}
+	m.GiveBack(id)
+	if err := m.DropNetworks(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := leftovers(t, m, e, id); got != nil {
+		t.Errorf("left: %v", got)
+	}
+}
+
 // TestSandboxThatEnded: it is not given out, and goes with the next reconciliation.
 func TestSandboxThatEnded(t *testing.T) {
 	m, e := newManager(t, func(o *Options) { o.Sandboxes = true })
@@ -175,7 +220,7 @@ func TestSandboxThatEnded(t *testing.T) {
 	if err := waitPidfd(i.pidfd); err != nil {
 		t.Fatal(err)
 	}
-	if got := m.NewID(); got == i.id {
+	if got := m.NewID(testImage); got == i.id {
 		t.Error("a dead sandbox was given out")
 	}
 	removed, err := m.Reconcile(testContext(t), func(string) bool { return false })
@@ -189,7 +234,7 @@ func TestSandboxThatEnded(t *testing.T) {
 	if err := m.MakeNetwork(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	s := probeSpec(m.NewID(), "exit", "0")
+	s := probeSpec(m.NewID(testImage), "exit", "0")
 	if out, err := exec.Command("kill", "-9", fmt.Sprint(m.liveOne(s.ID).pid)).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
