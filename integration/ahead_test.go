@@ -22,7 +22,7 @@ import (
 func withAhead(t *testing.T, spares, networks int) {
 	t.Helper()
 	plain := d.toml()
-	text := strings.NewReplacer("spares = 0\n", fmt.Sprintf("spares = %d\n", spares), "networks_ahead = 0\n", fmt.Sprintf("networks_ahead = %d\n", networks)).Replace(plain)
+	text := strings.NewReplacer("spares = 0\n", fmt.Sprintf("spares = %d\n", spares), "networks_ahead = 2\n", fmt.Sprintf("networks_ahead = %d\n", networks)).Replace(plain)
 	baseline := d.observe(t)
 	change := func(text string) {
 		if err := d.signal(syscall.SIGTERM); err != nil {
@@ -183,7 +183,7 @@ func processIn(t *testing.T, id string) inside {
 	return inside{}
 }
 
-// TestNetworksAhead: starts take networks that stand ready, new ones are made, and a crash leaves nothing of them.
+// TestNetworksAhead: starts take sandboxes that stand ready, new ones are made, and a crash leaves nothing of them.
 func TestNetworksAhead(t *testing.T) {
 	withAhead(t, 0, 2)
 	p := newSpareProject(t, "ahead", "quick")
@@ -191,8 +191,8 @@ func TestNetworksAhead(t *testing.T) {
 		t.Helper()
 		var ids []string
 		if err := poll(20*time.Second, func() error {
-			now, err := d.look()
-			if err == nil && (len(now.Attached) != want || len(now.Addresses) != want || len(now.Instances) != want) {
+			now, err := d.lookAtAll()
+			if err == nil && (len(now.Attached) != want || len(now.Addresses) != want || len(now.Instances) != want || len(now.Tasks) != want) {
 				err = fmt.Errorf("want %d networks: %+v", want, now)
 			}
 			ids = now.Instances
@@ -210,8 +210,8 @@ func TestNetworksAhead(t *testing.T) {
 	if len(instances) != 1 || !strings.Contains(before, instances[0].ID) {
 		t.Fatalf("the start did not take one of %s: %+v", before, instances)
 	}
-	if in := instances[0]; in.Phases["network"] > in.Phases["create"]/2 {
-		t.Errorf("phases in µs: %v: the network was made meanwhile", in.Phases)
+	if in := instances[0]; in.Phases["network"] > in.Phases["create"]/2 || in.Phases["start"] > in.Phases["create"] {
+		t.Errorf("phases in µs: %v: network or container were made meanwhile", in.Phases)
 	}
 	ready(3)
 	if err := d.signal(syscall.SIGKILL); err != nil {

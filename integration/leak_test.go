@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,7 +45,16 @@ func (t *daemonUnderTest) observe(tb testing.TB) world {
 	return w
 }
 
-func (t *daemonUnderTest) look() (w world, err error) {
+// look lists the world without the sandboxes that no function has yet.
+func (t *daemonUnderTest) look() (world, error) {
+	before := t.ahead()
+	w, err := t.lookAtAll()
+	// One may have been taken or made meanwhile; then the next look tells.
+	w.withoutAhead(append(before, t.ahead()...))
+	return w, err
+}
+
+func (t *daemonUnderTest) lookAtAll() (w world, err error) {
 	if w.Containers, err = t.list("containers", "ls", "-q"); err != nil {
 		return w, err
 	}
@@ -80,6 +90,42 @@ func (t *daemonUnderTest) look() (w world, err error) {
 	}
 	slices.Sort(w.Mounts)
 	return w, nil
+}
+
+// madeAhead is what names a sandbox that no function has yet.
+type madeAhead struct{ ID, IP, Veth string }
+
+// ahead lists the sandboxes that no function has. They come and go as long as lfxd runs; what must be gone with it is
+// checked at the end (down).
+func (t *daemonUnderTest) ahead() (all []madeAhead) {
+	for _, id := range files(filepath.Join(t.run, "instances")) {
+		var rec struct{ Image string }
+		b, err := os.ReadFile(filepath.Join(t.run, "instances", id, "record.json"))
+		if err != nil || json.Unmarshal(b, &rec) != nil || rec.Image != "" {
+			continue
+		}
+		a := madeAhead{ID: id}
+		if b, err := os.ReadFile(filepath.Join(t.run, "net/cni/attach", id+".json")); err == nil {
+			_ = json.Unmarshal(b, &a) // not written yet
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+func (w *world) withoutAhead(all []madeAhead) {
+	for _, list := range []*[]string{
+		&w.Containers, &w.Tasks, &w.Snapshots, &w.Shims, &w.Links, &w.Addresses, &w.Attached, &w.Cgroups, &w.Instances, &w.RuncStates, &w.Elements, &w.Mounts,
+	} {
+		*list = slices.DeleteFunc(*list, func(line string) bool {
+			return slices.ContainsFunc(all, func(a madeAhead) bool {
+				return strings.Contains(line, a.ID) || a.IP != "" && line == a.IP || a.Veth != "" && strings.Contains(line, a.Veth)
+			})
+		})
+		if len(*list) == 0 {
+			*list = nil
+		}
+	}
 }
 
 // sharedShim begins the ids of the shims that instances share.
@@ -262,13 +308,15 @@ func firewallElements(table string) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	var lines []string
-	for _, line := range strings.Split(out, "\n") {
-		if strings.Contains(line, "elements") || strings.Contains(line, "02:") {
-			lines = append(lines, strings.TrimSpace(line))
+	var all []string
+	for _, part := range strings.Split(out, "elements = {")[1:] {
+		part, _, _ = strings.Cut(part, "}")
+		for e := range strings.SplitSeq(part, ",") {
+			all = append(all, strings.Join(strings.Fields(e), " "))
 		}
 	}
-	return lines
+	slices.Sort(all)
+	return all
 }
 
 // mounts lists mount points below a folder.

@@ -49,8 +49,9 @@ type Instance struct {
 	prepared bool     // its network was made ahead
 	parked   bool     // so was its container: see sandbox.go
 	begun    time.Time
-	handed   bool     // the listener was handed to Spec.Listen
-	peakFile *os.File // the kernel's watermark; nil where it has none
+	told     atomic.Bool // systemd knows the CPU share
+	handed   bool        // the listener was handed to Spec.Listen
+	peakFile *os.File    // the kernel's watermark; nil where it has none
 	pipes    pipes
 	listener net.Listener
 	addr     netip.Addr

@@ -104,6 +104,7 @@ type Manager struct {
 	host    host
 	uids    *uidRanges
 	engine  *engine
+	units   cgroup.Units
 
 	mu     sync.Mutex           // guards what follows
 	live   map[string]*Instance // until Destroy has succeeded or a Create has failed
@@ -254,5 +255,6 @@ func (m *Manager) Close() error {
 	for _, i := range all {
 		errs = append(errs, i.release())
 	}
+	m.units.Close()
 	return errors.Join(errs...)
 }

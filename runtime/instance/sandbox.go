@@ -97,7 +97,7 @@ func (i *Instance) adopt(ctx context.Context) error {
 		return err
 	}
 	timer.lap(&i.phases.Container)
-	if err := i.limit(); err != nil {
+	if err := i.limit(ctx); err != nil {
 		return err
 	}
 	if err := i.watchLimits(); err != nil {
@@ -125,7 +125,7 @@ const maxMisfits = 3
 func (m *Manager) makesSandboxes() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.o.Sandboxes && !m.o.Cgroups.Driven() && m.misfits < maxMisfits
+	return m.o.Sandboxes && m.misfits < maxMisfits
 }
 
 // fitted notes that a sandbox has become an instance.
@@ -156,14 +156,40 @@ func (m *Manager) misfitted(i *Instance, err error) {
 // errSandboxEnded says that a sandbox has ended before it was used.
 var errSandboxEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
 
-// limit writes the limits that the spec of any other instance has.
-func (i *Instance) limit() error {
+// limit writes the limits that the spec of any other instance has. systemd is told of the memory here, and of the CPU when the init is
+// over: until then it may put back what the sandbox had, which is a core, as init has at least.
+func (i *Instance) limit(ctx context.Context) error {
 	r := resources(specInput{Spec: i.spec}, i.m.host)
+	if c := i.m.o.Cgroups; c.Driven() {
+		high := uint64(i.spec.MemoryMB) * mib // see resources
+		if err := i.m.units.SetMemory(ctx, c.Name(i.id), i.m.host.cgroupVersion, uint64(*r.Memory.Limit), high); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
 		i.group.SetMemory(uint64(*r.Memory.Limit)),
 		i.group.SetShares(*r.CPU.Shares),
 		i.group.SetCPU(max(i.spec.Cores, 1)),
 	)
+}
+
+// tellCPU tells systemd the CPU share of an instance that was a sandbox, once and in the background: SetCores is on the way of an
+// invocation.
+func (i *Instance) tellCPU(cores float64) {
+	if !i.parked || !i.m.o.Cgroups.Driven() || i.told.Swap(true) {
+		return
+	}
+	shares := *resources(specInput{Spec: i.spec}, i.m.host).CPU.Shares
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.state != Started { // release may be waiting already
+		return
+	}
+	i.wg.Go(func() { // ends by itself: the call is bounded
+		if err := i.m.units.SetCPU(context.Background(), i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil {
+			i.m.log.Debug("systemd does not know the CPU share of an instance", "instance", i.id, "error", err)
+		}
+	})
 }
 
 // word is what lfx-init is told.
