@@ -134,6 +134,7 @@ func (i *Instance) SetCores(cores float64) error {
 	if !(cores > 0) {
 		return fmt.Errorf("CPU share of %v cores: %w", cores, errdefs.ErrInvalidArgument)
 	}
+	i.tellCPU(cores)
 	return i.group.SetCPU(cores)
 }
 

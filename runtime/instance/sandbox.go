@@ -186,8 +186,8 @@ func (i *Instance) tellCPU(cores float64) {
 		return
 	}
 	i.wg.Go(func() { // ends by itself: the call is bounded
-		if err := i.m.units.SetCPU(context.Background(), i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil {
-			i.m.log.Debug("systemd does not know the CPU share of an instance", "instance", i.id, "error", err)
+		if err := i.m.units.SetCPU(context.Background(), i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil && i.State() == Started {
+			i.m.log.Warn("systemd could not be told the CPU share of an instance; a daemon-reload gives it a whole core", "instance", i.id, "error", err)
 		}
 	})
 }
