@@ -16,14 +16,14 @@ import (
 func (d *Daemon) ahead() worker.Ahead {
 	f := d.cfg.Functions
 	a := worker.Ahead{Spares: f.Spares, MaxSpares: f.MaxSpares, Routed: d.routed, Room: roomForSpares}
-	if f.NetworksAhead == 0 {
+	if f.SandboxesAhead == 0 {
 		return a
 	}
 	if !strings.Contains(filepath.Base(d.runtime.Path), "runc") {
-		d.log.Info("networks are not made ahead: only runc is known to join them", "runtime", d.runtime.Path)
+		d.log.Info("sandboxes are not made ahead: only runc is known to join their networks", "runtime", d.runtime.Path)
 		return a
 	}
-	a.Networks, a.Maker = f.NetworksAhead, d.instances
+	a.Networks, a.Maker = f.SandboxesAhead, d.instances
 	return a
 }
 

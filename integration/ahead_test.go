@@ -22,7 +22,7 @@ import (
 func withAhead(t *testing.T, spares, networks int) {
 	t.Helper()
 	plain := d.toml()
-	text := strings.NewReplacer("spares = 0\n", fmt.Sprintf("spares = %d\n", spares), "networks_ahead = 2\n", fmt.Sprintf("networks_ahead = %d\n", networks)).Replace(plain)
+	text := strings.NewReplacer("spares = 0\n", fmt.Sprintf("spares = %d\n", spares), "sandboxes_ahead = 2\n", fmt.Sprintf("sandboxes_ahead = %d\n", networks)).Replace(plain)
 	baseline := d.observe(t)
 	change := func(text string) {
 		if err := d.signal(syscall.SIGTERM); err != nil {
@@ -183,8 +183,8 @@ func processIn(t *testing.T, id string) inside {
 	return inside{}
 }
 
-// TestNetworksAhead: starts take sandboxes that stand ready, new ones are made, and a crash leaves nothing of them.
-func TestNetworksAhead(t *testing.T) {
+// TestSandboxesAhead: starts take sandboxes that stand ready, new ones are made, and a crash leaves nothing of them.
+func TestSandboxesAhead(t *testing.T) {
 	withAhead(t, 0, 2)
 	p := newSpareProject(t, "ahead", "quick")
 	ready := func(want int) []string {

@@ -105,7 +105,7 @@ invoke_group = ""
 idle_timeout = "5m"
 queue_limit = 50
 spares = 0
-networks_ahead = 2
+sandboxes_ahead = 2
 queue_timeout = %q
 init_timeout = %q
 

@@ -136,8 +136,9 @@ type Functions struct {
 	Spares int `toml:"spares"`
 	// The most spares on the host. Versions that were called last come first.
 	MaxSpares int `toml:"max_spares"`
-	// How many network namespaces with an address stand ready for the next instances of any function; 0 means none.
-	NetworksAhead int `toml:"networks_ahead"`
+	// How many sandboxes stand ready for the next instances of any function: network and container, in which nothing of an
+	// image is yet. Each uses some 2 MiB; 0 means none. They need runc; with crun there are none.
+	SandboxesAhead int `toml:"sandboxes_ahead"`
 }
 
 // Build bounds builds.
@@ -201,7 +202,7 @@ func Default() *Config {
 			IdleTimeout: Duration{10 * time.Minute}, KeepAlive: "adaptive", InitTimeout: Duration{10 * time.Second},
 			QueueLimit: 1000, QueueTimeout: Duration{time.Minute}, MemoryBudget: Budget{Percent: 80},
 			MemoryOvercommit: 4, FreezeAfter: Duration{time.Second},
-			Spares: 1, MaxSpares: 16, NetworksAhead: 4,
+			Spares: 1, MaxSpares: 16, SandboxesAhead: 4,
 		},
 		Build: Build{
 			Timeout: Duration{15 * time.Minute}, MaxParallel: 4, ContextLimit: 256 << 20,

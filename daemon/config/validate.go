@@ -18,8 +18,8 @@ const (
 	maxRunDir = 24
 	// maxInterface is IFNAMSIZ without the terminating zero.
 	maxInterface = 15
-	// maxNetworksAhead is far below the addresses of the smallest subnet and the uid ranges there are.
-	maxNetworksAhead = 8
+	// maxSandboxesAhead is far below the addresses of the smallest subnet and the uid ranges there are.
+	maxSandboxesAhead = 8
 	// maxSocket is what sockaddr_un holds.
 	maxSocket = 107
 )
@@ -216,8 +216,8 @@ func (c *Config) validateBounds(p *problems) {
 	duration("functions.queue_timeout", c.Functions.QueueTimeout, 100*time.Millisecond)
 	atLeast("functions.spares", int64(c.Functions.Spares), 0, "")
 	atLeast("functions.max_spares", int64(c.Functions.MaxSpares), 0, "")
-	p.check(c.Functions.NetworksAhead >= 0 && c.Functions.NetworksAhead <= maxNetworksAhead, "functions.networks_ahead",
-		"%d is not between 0 and %d", c.Functions.NetworksAhead, maxNetworksAhead)
+	p.check(c.Functions.SandboxesAhead >= 0 && c.Functions.SandboxesAhead <= maxSandboxesAhead, "functions.sandboxes_ahead",
+		"%d is not between 0 and %d", c.Functions.SandboxesAhead, maxSandboxesAhead)
 	b := c.Functions.MemoryBudget
 	p.check(b.Percent > 0 || b.Bytes >= 128<<20, "functions.memory_budget", "%s has no room for a single function; write for example 80%%", b)
 	o := c.Functions.MemoryOvercommit
