@@ -412,3 +412,41 @@ func sizeOf(t *testing.T, dir string) int64 {
 	}
 	return n
 }
+
+// TestLogPipeIsHeld: a function can lock its own output, for as long as it likes, so that even a read that does not wait does
+// (splice(2) from a silent socket takes the pipe's mutex first). Only its own instance may stand still for that.
+func TestLogPipeIsHeld(t *testing.T) {
+	const hold = `import os, socket, threading, time
+pair = socket.socketpair()
+def handler(event, context):
+    if event.get('print'):
+        print('something to read', flush=True)
+    for fd in (1, 2):
+        threading.Thread(target=os.splice, args=(pair[0].fileno(), fd, 1), daemon=True).start()
+    time.sleep(0.2)
+    return 'held'
+`
+	p := newProject(t, with(
+		map[string]string{"lfx.yaml": manifest("held", "holder timeout: 3s; concurrency: {max: 1}", "quiet timeout: 10s")},
+		python("holder", hold),
+		python("quiet", "def handler(event, context): return 'here'\n"),
+	))
+	p.deploy()
+	c := &http.Client{Timeout: time.Duration(slow(10)) * time.Second}
+	for _, event := range []string{`{}`, `{"print": true}`} {
+		held := make(chan struct{})
+		go func() { // ends with its client's timeout
+			defer close(held)
+			_, _ = try(c, "POST", invokeURL("holder"), event) // whatever becomes of it
+		}()
+		for range 20 {
+			if a := do(t, c, "POST", invokeURL("quiet"), ""); a.body != `"here"` {
+				t.Errorf("a neighbour: %d %s", a.status, a.body)
+			}
+			if _, stderr, code := lfxctl("ps"); code != 0 {
+				t.Errorf("lfxctl ps: %s", stderr)
+			}
+		}
+		<-held
+	}
+}

@@ -172,12 +172,23 @@ func (c *Capture) again() {
 	}
 }
 
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
 // readLocked reads what is there, once. again says that there was nothing, or no writer, and that the
 // caller should wait; n is negative when the file cannot be read any more.
 func (c *Capture) readLocked(flushAtEOF bool) (n int, again bool) {
+	if !nbio.Poll(c.fd) { // the usual case, and the cheaper question
+		return 0, true
+	}
 	buf := readBuffers.Get().(*[readSize]byte)
 	defer readBuffers.Put(buf)
-	n, err := nbio.Read(c.fd, buf[:]) // our end is O_NONBLOCK
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(c.fd, buf[:]) })
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		return 0, true

@@ -2,6 +2,7 @@ package logs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -356,7 +357,8 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	close(s.stop)
 	s.done.Wait()
-	return errors.Join(s.writeAll(), s.root.Close())
+	// The second time for what the first says about lost lines.
+	return errors.Join(cmp.Or(s.writeAll(), s.writeAll()), s.root.Close())
 }
 
 // keys returns all functions that match, in memory or on disk.

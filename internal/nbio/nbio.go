@@ -1,4 +1,4 @@
-// Package nbio reads and writes descriptors that do not block (O_NONBLOCK): one system call that returns at once, with what there was.
+// Package nbio reads and writes sockets that do not block (O_NONBLOCK): one system call that returns at once, with what there was.
 // It serves the way of a warm invocation, for two reasons.
 //
 // Go's own Write waits until all is written, which a goroutine that answers for somebody else must not.
@@ -7,6 +7,10 @@
 // that wakes the runtime's monitor thread every time: a futex call, an interrupt of another processor and two switches of threads
 // for nothing, more than the call itself costs. Calls that cannot block need not tell (syscall.RawSyscall).
 // No more than rawLimit bytes go with one, so that the garbage collector never waits long for it.
+//
+// A pipe is no such thing, whatever its flags: read(2) first waits for the pipe's mutex, which its other end can hold for as long as it
+// likes (splice(2) from a silent socket), and a thread that waits so without having told holds the whole process up. Poll asks
+// without the mutex whether there is anything to read.
 package nbio
 
 import (
@@ -19,7 +23,7 @@ import (
 // rawLimit is up to which size in bytes a call is made without telling the scheduler.
 const rawLimit = 64 << 10
 
-// Read is read(2) of a descriptor that does not block. EINTR is never returned, EAGAIN is. n is never negative.
+// Read is read(2) of a socket that does not block. EINTR is never returned, EAGAIN is. n is never negative.
 func Read(fd int, p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -57,7 +61,7 @@ func Pread(fd int, p []byte, offset int64) (n int, err error) {
 	}
 }
 
-// Write is write(2) to a descriptor that does not block. EINTR is never returned, EAGAIN is. n is never negative.
+// Write is write(2) to a socket that does not block. EINTR is never returned, EAGAIN is. n is never negative.
 func Write(fd int, p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -100,8 +104,8 @@ func EpollMod(ep, fd int, event *unix.EpollEvent) error {
 	return nil
 }
 
-// readable says whether a read of the descriptor would return something, an error or the end.
-func readable(fd int) bool {
+// Poll says whether a read of the descriptor, of a pipe too, would return something, an error or the end.
+func Poll(fd int) bool {
 	p, at := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}, unix.Timespec{}
 	n, _, e := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&at)), 0, 0, 0)
 	return e == 0 && n > 0

@@ -64,7 +64,7 @@ func (r *Reader) Spin(limit time.Duration, goOn func() bool) {
 		return
 	}
 	r.raw.Control(func(fd uintptr) { //nolint:errcheck // closed: there is nothing to wait for
-		for begun := time.Now(); !readable(int(fd)) && goOn() && time.Since(begun) < limit; {
+		for begun := time.Now(); !Poll(int(fd)) && goOn() && time.Since(begun) < limit; {
 		}
 	})
 }

@@ -2,19 +2,29 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 )
 
 // Units tells systemd of limits that change after it has made a scope: at the next daemon-reload it writes what it was told over what
-// was written since. The zero value is ready to use; it connects when it is needed, and again after the connection broke.
+// was written since. It connects when it is needed, and again after the connection broke.
 type Units struct {
-	mu   sync.Mutex
+	turn chan struct{} // holds one while nobody uses what follows
 	conn *sd.Conn
+	end  context.CancelFunc // ends conn
+	over bool
+}
+
+// NewUnits returns Units; Close them.
+func NewUnits() *Units {
+	u := &Units{turn: make(chan struct{}, 1)}
+	u.turn <- struct{}{}
+	return u
 }
 
 // unitTimeout bounds a call.
@@ -48,20 +58,16 @@ func property(name string, value uint64) sd.Property {
 }
 
 func (u *Units) set(ctx context.Context, unit string, p ...sd.Property) error {
-	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
-	defer cancel()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.conn != nil && !u.conn.Connected() {
-		u.conn.Close()
-		u.conn = nil
+	select {
+	case <-u.turn:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	if u.conn == nil {
-		conn, err := sd.NewSystemdConnectionContext(context.WithoutCancel(ctx)) // it lives as long as its context
-		if err != nil {
-			return fmt.Errorf("connect to systemd: %w", err)
-		}
-		u.conn = conn
+	defer func() { u.turn <- struct{}{} }()
+	ctx, cancel := context.WithTimeoutCause(ctx, unitTimeout, errors.New("systemd does not answer"))
+	defer cancel()
+	if err := u.connect(ctx); err != nil {
+		return fmt.Errorf("connect to systemd: %w", err)
 	}
 	if err := u.conn.SetUnitPropertiesContext(ctx, unit, true, p...); err != nil {
 		return fmt.Errorf("tell systemd the limits of %s: %w", unit, err)
@@ -69,12 +75,43 @@ func (u *Units) set(ctx context.Context, unit string, p ...sd.Property) error {
 	return nil
 }
 
-// Close ends the connection.
-func (u *Units) Close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+// connect makes sure that there is a connection. A connection lives as long as the context that it was made with, so that context ends with
+// ctx only while it is being made.
+func (u *Units) connect(ctx context.Context) error {
+	if u.over {
+		return errdefs.ErrUnavailable
+	}
+	if u.conn != nil && u.conn.Connected() {
+		return nil
+	}
+	u.hangUp()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, end)
+	conn, err := sd.NewSystemdConnectionContext(life)
+	if !stop() && err == nil {
+		conn.Close()
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		end()
+		return err
+	}
+	u.conn, u.end = conn, end
+	return nil
+}
+
+func (u *Units) hangUp() {
 	if u.conn != nil {
 		u.conn.Close()
+		u.end()
 		u.conn = nil
 	}
+}
+
+// Close ends the connection, for good. It waits for a call under way.
+func (u *Units) Close() {
+	<-u.turn
+	defer func() { u.turn <- struct{}{} }()
+	u.over = true
+	u.hangUp()
 }

@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,6 +85,9 @@ func (m *Manager) MakeNetwork(ctx context.Context) (err error) {
 	}
 	if m.makesSandboxes() {
 		if err := i.park(ctx); err != nil {
+			if ctx.Err() == nil && !errdefs.IsUnavailable(err) {
+				m.misfitted("") // networks alone are worth something too
+			}
 			return fmt.Errorf("make a sandbox ahead as %s: %w", i.id, err)
 		}
 	}
@@ -144,10 +147,13 @@ func (m *Manager) DropNetworks(ctx context.Context) error {
 // claim makes the ID of s known, or takes the network that was made ahead under it.
 func (m *Manager) claim(s Spec) (*Instance, error) {
 	m.mu.Lock()
-	i := m.promised[s.ID]
+	i, closed := m.promised[s.ID], m.closed
 	delete(m.promised, s.ID)
 	m.mu.Unlock()
-	if i != nil {
+	switch {
+	case i != nil && closed: // Close has let go of it
+		return nil, errClosed
+	case i != nil:
 		return i, s.validate()
 	}
 	if err := s.validate(); err != nil {
@@ -173,14 +179,11 @@ func (m *Manager) netSysctls() error {
 // makeNamespaces makes a user namespace with the uid range of an instance and a network namespace in it. A child that is
 // stopped at its first instruction holds them until both are open here; its program, harmless anyway, never runs.
 func makeNamespaces(program string, uid uint32) (user, net *os.File, err error) {
-	done := make(chan struct{})
-	// Ends before makeNamespaces returns. The thread is thrown away: it is the child's tracer.
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
+	// The thread is the child's tracer.
+	err = onThread(func() (err error) {
 		user, net, err = makeNamespacesLocked(program, uid)
-	}()
-	<-done
+		return err
+	})
 	return user, net, err
 }
 

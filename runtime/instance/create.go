@@ -35,11 +35,20 @@ func (m *Manager) Create(ctx context.Context, s Spec) (*Instance, error) {
 		m.fitted(i)
 		return i, nil
 	}
+	ended := parked && !i.standing()
 	i.undo(err)
-	if !parked || i.handed || ctx.Err() != nil || errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+	if !parked || i.handed || ctx.Err() != nil || errdefs.IsInvalidArgument(err) {
 		return nil, err
 	}
-	m.misfitted(i, err)
+	// What the sandbox could not be an instance that is made now may. Not where containerd is away or has no image.
+	switch {
+	case ended: // it says nothing about the image
+	case errors.Is(err, errMisfit):
+		m.misfitted(i.spec.Image)
+	case errdefs.IsNotFound(err) || errdefs.IsUnavailable(err):
+		return nil, err
+	}
+	m.log.Warn("a sandbox made ahead was of no use, and an instance is made in its place", "instance", i.id, "image", i.spec.Image, "error", err)
 	return m.Create(ctx, s) // the ID is free again, or the record of what could not be removed stands in the way
 }
 

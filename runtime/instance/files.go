@@ -19,6 +19,7 @@ const (
 	secretsDir = "secrets"
 	resolvFile = "etc/resolv.conf"
 	hostsFile  = "etc/hosts"
+	scratchDir = "root" // where the root of a sandbox is put together; empty on the host
 )
 
 // pipeSize is what each log pipe can hold before the function has to wait for the reader.

@@ -63,6 +63,7 @@ type Instance struct {
 	exited      chan struct{}
 	released    chan struct{}
 	releaseOnce sync.Once
+	insistOnce  sync.Once
 	outOfMemory atomic.Bool
 	broken      atomic.Bool // Destroy has failed
 	watching    bool
@@ -77,6 +78,7 @@ type Instance struct {
 	state State
 	exit  Exit
 	peak  uint64
+	letGo bool // release has begun
 	// measured is when peak was computed, watermark what the kernel's was then.
 	measured  time.Time
 	watermark uint64
@@ -253,6 +255,7 @@ func (i *Instance) Kill() error {
 	if kerr != nil && kerr != unix.ESRCH {
 		return fmt.Errorf("kill instance %s: %w", i.id, kerr)
 	}
+	i.insistOnce.Do(func() { i.begin(i.insist) })
 	// v1 delivers the signal to frozen processes when they are thawed. A freeze under way ends first.
 	i.doom()
 	i.freezer.Lock()
@@ -261,6 +264,35 @@ func (i *Instance) Kill() error {
 		return fmt.Errorf("kill instance %s: %w", i.id, err)
 	}
 	return nil
+}
+
+// insistAfter is how long PID 1 may take to end after it was killed.
+const insistAfter = 200 * time.Millisecond
+
+// insist kills every process of the cgroup when PID 1 does not end. The kernel kills the others only once it has let go of PID 1's files, and
+// a function can hold that up: it locks a log pipe that lfx-init has open (splice(2) from a silent socket).
+func (i *Instance) insist() {
+	select {
+	case <-i.dead:
+		return
+	case <-i.released:
+		return
+	case <-time.After(insistAfter):
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), undoTimeout, errors.New("its processes do not end"))
+	defer cancel()
+	if err := i.group.Kill(ctx); err != nil && !errdefs.IsNotFound(err) {
+		i.m.log.Warn("an instance does not end after SIGKILL", "instance", i.id, "error", err)
+	}
+}
+
+// begin runs fn on a goroutine that release waits for; not at all when release has begun.
+func (i *Instance) begin(fn func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !i.letGo {
+		i.wg.Go(fn)
+	}
 }
 
 // move changes the state.
@@ -337,6 +369,9 @@ func (i *Instance) nsPath() string {
 // release closes our descriptors and waits for the goroutines that use them. The instance itself goes on.
 func (i *Instance) release() error {
 	i.releaseOnce.Do(func() {
+		i.mu.Lock()
+		i.letGo = true // tellCPU begins nothing any more
+		i.mu.Unlock()
 		close(i.released)
 		if i.listener != nil {
 			_ = i.listener.Close()

@@ -104,7 +104,7 @@ type Manager struct {
 	host    host
 	uids    *uidRanges
 	engine  *engine
-	units   cgroup.Units
+	units   *cgroup.Units
 
 	mu     sync.Mutex           // guards what follows
 	live   map[string]*Instance // until Destroy has succeeded or a Create has failed
@@ -117,6 +117,7 @@ type Manager struct {
 	// odd are the images that a sandbox could not become; misfits counts the sandboxes in a row that were of no use.
 	odd     map[string]bool
 	misfits int
+	misfit  time.Time // the last of them
 }
 
 var errClosed = fmt.Errorf("instance manager is closed: %w", errdefs.ErrUnavailable)
@@ -140,7 +141,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, cgroups: root, host: lookAtHost(root),
-		uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{}, promised: map[string]*Instance{}, odd: map[string]bool{},
+		units: cgroup.NewUnits(), uids: newUIDRanges(o.UIDBase, o.UIDRanges), engine: newEngine(o), live: map[string]*Instance{}, promised: map[string]*Instance{}, odd: map[string]bool{},
 	}
 	records, err := readRecords(o.Dir)
 	for _, r := range records {

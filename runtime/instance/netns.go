@@ -14,15 +14,27 @@ import (
 // namespace for good and can be used from anywhere. The thread is thrown away; mind that children started with Pdeathsig get
 // their signal when the thread that started them ends, so start such children from a thread of their own.
 func inNetns(ns *os.File, fn func() error) error {
-	done := make(chan error, 1)
-	// Ends with fn, which inNetns waits for.
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime then ends the thread with the goroutine
+	return onThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return fn()
+	})
+}
+
+// onThread runs fn on a thread that is thrown away with whatever namespaces it has entered, and waits for it. It is never the process's
+// first thread: that one does not end, and its namespaces and root are what /proc/PID shows of lfxd.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	// Ends with fn.
+	go func() {
+		runtime.LockOSThread() // never unlocked: Go then ends the thread with the goroutine
+		if unix.Gettid() != unix.Getpid() {
+			done <- fn()
 			return
 		}
-		done <- fn()
+		done <- onThread(fn) // on another thread, since this goroutine has the first one
+		runtime.UnlockOSThread()
 	}()
 	return <-done
 }

@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -104,11 +104,11 @@ func (i *Instance) adopt(ctx context.Context) error {
 		return err
 	}
 	if err := i.changeRoot(root); err != nil {
-		return fmt.Errorf("root: %w", err)
+		return fmt.Errorf("%w: root: %w", errMisfit, err)
 	}
 	timer.lap(&i.phases.Create)
 	if err := i.check(); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errMisfit, err)
 	}
 	timer.lap(&i.phases.Check)
 	if err := i.listen(); err != nil {
@@ -118,14 +118,20 @@ func (i *Instance) adopt(ctx context.Context) error {
 	return i.move(Created)
 }
 
-// maxMisfits is how many sandboxes in a row may be of no use before no more are made: the host cannot do it, and each costs a start.
-const maxMisfits = 3
+const (
+	// maxMisfits is how many sandboxes in a row may be of no use before no more are made for misfitPause: the host cannot do it, and each
+	// costs a start.
+	maxMisfits  = 3
+	misfitPause = 10 * time.Minute
+	// maxOdd is how many odd images are remembered.
+	maxOdd = 1000
+)
 
 // makesSandboxes says whether a network made ahead gets a container.
 func (m *Manager) makesSandboxes() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.o.Sandboxes && m.misfits < maxMisfits
+	return m.o.Sandboxes && (m.misfits < maxMisfits || time.Since(m.misfit) > misfitPause)
 }
 
 // fitted notes that a sandbox has become an instance.
@@ -138,20 +144,25 @@ func (m *Manager) fitted(i *Instance) {
 	m.misfits = 0
 }
 
-// misfitted notes that a sandbox could not become an instance of an image, for which an instance is made the usual way: now, and from now on.
-// One that has ended says nothing about the image.
-func (m *Manager) misfitted(i *Instance, err error) {
-	m.log.Warn("a sandbox made ahead was of no use, and an instance is made in its place", "instance", i.id, "image", i.spec.Image, "error", err)
-	if errors.Is(err, errSandboxEnded) {
-		return
-	}
+// misfitted notes that a sandbox that stood could not become an instance of an image, or, without one, that none could be made. For such
+// an image instances are made the usual way from now on.
+func (m *Manager) misfitted(image string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.odd[i.spec.Image] = true
+	if image != "" {
+		if len(m.odd) >= maxOdd {
+			clear(m.odd)
+		}
+		m.odd[image] = true
+	}
+	m.misfit = time.Now()
 	if m.misfits++; m.misfits == maxMisfits {
-		m.log.Error("no sandboxes are made ahead any more: none of the last ones could become an instance; cold starts take longer")
+		m.log.Error("no sandboxes are made ahead for a while: none of the last ones could become an instance; cold starts take longer")
 	}
 }
+
+// errMisfit is wrapped by what is wrong with a sandbox and an image together.
+var errMisfit = errors.New("the sandbox does not fit")
 
 // errSandboxEnded says that a sandbox has ended before it was used.
 var errSandboxEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
@@ -180,12 +191,7 @@ func (i *Instance) tellCPU(cores float64) {
 		return
 	}
 	shares := *resources(specInput{Spec: i.spec}, i.m.host).CPU.Shares
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.state != Started { // release may be waiting already
-		return
-	}
-	i.wg.Go(func() { // ends by itself: the call is bounded
+	i.begin(func() { // ends by itself: the call is bounded
 		if err := i.m.units.SetCPU(context.Background(), i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil && i.State() == Started {
 			i.m.log.Warn("systemd could not be told the CPU share of an instance; a daemon-reload gives it a whole core", "instance", i.id, "error", err)
 		}
@@ -217,7 +223,7 @@ func (i *Instance) changeRoot(mounts []mount.Mount) error {
 	if !i.standing() { // the pid may be another's
 		return errSandboxEnded
 	}
-	scratch := path.Join(i.m.dir(i.id), "root")
+	scratch := path.Join(i.m.dir(i.id), scratchDir)
 	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return err
 	}
@@ -225,13 +231,7 @@ func (i *Instance) changeRoot(mounts []mount.Mount) error {
 	for _, m := range i.ociSpec().Mounts {
 		c.add(m.Destination)
 	}
-	done := make(chan error)
-	// Ends with run, which changeRoot waits for. The thread is thrown away, and with it its mount namespace.
-	go func() {
-		runtime.LockOSThread()
-		done <- c.run()
-	}()
-	if err := <-done; err != nil {
+	if err := onThread(c.run); err != nil {
 		return err
 	}
 	var now unix.Stat_t
@@ -414,12 +414,17 @@ func (c *rootChange) move(tree int, dest string) error {
 	return unix.MoveMount(unix.AT_FDCWD, dest, to, "", unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
+// strictPlaces must be directories, as runc has it of /proc and /sys: AppArmor's rules go by these names.
+var strictPlaces = map[string]bool{"/proc": true, "/sys": true, "/dev": true}
+
 // place opens the place of a mount in the tree, with the tree's root as /, and makes what is missing of it.
 func (c *rootChange) place(tree int, dest string, dir bool) (int, error) {
+	resolve := uint64(unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV)
+	if strictPlaces[dest] {
+		resolve |= unix.RESOLVE_NO_SYMLINKS
+	}
 	open := func() (int, error) {
-		return unix.Openat2(tree, dest, &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-		})
+		return unix.Openat2(tree, dest, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve})
 	}
 	fd, err := open()
 	if err != unix.ENOENT { //nolint:errorlint // a plain errno

@@ -62,7 +62,7 @@ func (m *Manager) sweep(ctx context.Context, r record, nsPath string) (err error
 
 // removeDir removes the instance's directory, the record last.
 func (m *Manager) removeDir(id string) error {
-	for _, d := range []string{ioDir, "etc", secretsDir} {
+	for _, d := range []string{ioDir, "etc", secretsDir, scratchDir} {
 		if err := os.RemoveAll(filepath.Join(m.dir(id), d)); err != nil {
 			return err
 		}

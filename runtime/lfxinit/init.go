@@ -48,7 +48,7 @@ func run(dir, workdir string, argv, env []string) int {
 		return codeSetup
 	}
 	if c != nil {
-		workdir, argv, env = c.Dir, c.Args, c.Env
+		workdir, argv, env = c.Dir, c.Args, prepareEnv(c.Env, "/etc/passwd", syscall.Getuid())
 	}
 
 	pid, class, err := start(workdir, argv, env, stdout, stderr)

@@ -71,6 +71,7 @@ func report() {
 	facts["uid_map"] = strings.Join(strings.Fields(read("/proc/self/uid_map")), " ")
 	facts["hosts"] = read("/etc/hosts")
 	facts["env.FOO"] = os.Getenv("FOO")
+	facts["env"] = os.Environ()
 	facts["cwd"], _ = os.Getwd()
 	facts["hostname"], _ = os.Hostname()
 	facts["write.root"] = errText(os.WriteFile("/x", nil, 0o600))
