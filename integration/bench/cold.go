@@ -41,12 +41,21 @@ type coldArm struct {
 }
 
 // coldArms measures cold invocations against runc alone and against the process alone.
-func coldArms(o options, d *daemonUnderTest, res *results) error { return coldWith(o, d, res, false) }
+func coldArms(o options, d *daemonUnderTest, res *results) error { return coldWith(o, d, res, "") }
+
+// unaidedArms is the same with nothing made before the request.
+func unaidedArms(o options, d *daemonUnderTest, res *results) error {
+	return coldWith(o, d, res, ", with nothing made ahead")
+}
 
 // spareArms is the same with a spare of each function: an instance that was created before the request.
-func spareArms(o options, d *daemonUnderTest, res *results) error { return coldWith(o, d, res, true) }
+func spareArms(o options, d *daemonUnderTest, res *results) error {
+	return coldWith(o, d, res, withSpare)
+}
 
-func coldWith(o options, d *daemonUnderTest, res *results, spare bool) error {
+const withSpare = ", with a spare"
+
+func coldWith(o options, d *daemonUnderTest, res *results, how string) error {
 	canary := filepath.Join(d.state, "canary")
 	if err := buildStatic(o.root, canary); err != nil {
 		return err
@@ -57,9 +66,8 @@ func coldWith(o options, d *daemonUnderTest, res *results, spare bool) error {
 		}
 		a, err := newColdArm(d, name)
 		if err == nil {
-			a.title, a.spare = name, spare
-			if spare {
-				a.title += ", with a spare"
+			a.title, a.spare = name+how, how == withSpare
+			if a.spare {
 				err = a.callOnce(d) // spares are for what is called
 			}
 			progress("%s", a.title)

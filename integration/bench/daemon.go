@@ -24,27 +24,31 @@ import (
 
 // daemonUnderTest is one lfxd with an engine of its own.
 type daemonUnderTest struct {
-	o      options
-	state  string
-	run    string
-	cgroup string
-	arms   string // volatile directory of the reference arms
-	config string
-	log    string
-	cmd    *exec.Cmd
-	client *client.Client
-	spares int // of each version, and on the host
+	o         options
+	state     string
+	run       string
+	cgroup    string
+	arms      string // volatile directory of the reference arms
+	config    string
+	log       string
+	cmd       *exec.Cmd
+	client    *client.Client
+	spares    int // of each version, and on the host
+	sandboxes int // for any function
 }
 
 const (
 	startTimeout = 90 * time.Second
 	warmCount    = 8 // instances of each warm function
+	// defaultSandboxes is lfxd's own default of functions.sandboxes_ahead.
+	defaultSandboxes = 4
 )
 
 func startDaemon(o options) (d *daemonUnderTest, err error) {
 	d = &daemonUnderTest{
 		o: o, state: fmt.Sprintf("/var/lib/lfxd-bench-%d", os.Getpid()), run: fmt.Sprintf("/run/lfxb%d", os.Getpid()),
 		cgroup: fmt.Sprintf("/lfxb%d", os.Getpid()), arms: fmt.Sprintf("/run/lfxb%d-arms", os.Getpid()),
+		sandboxes: defaultSandboxes,
 	}
 	d.config, d.log = filepath.Join(d.state, "config.toml"), filepath.Join(d.state, "lfxd.log")
 	for _, need := range []string{
@@ -99,12 +103,13 @@ journald = "off"
 
 [functions]
 spares = %d
+sandboxes_ahead = %d
 
 [base_images]
 "public.ecr.aws/lambda/provided:al2023" = "localhost/lfx-base/provided:1"
 "public.ecr.aws/lambda/python:3.11" = "localhost/lfx-base/python:3.11"
 "public.ecr.aws/lambda/nodejs:18" = "localhost/lfx-base/nodejs:18"
-`, d.state, d.run, d.o.engine, d.cgroup, d.spares)
+`, d.state, d.run, d.o.engine, d.cgroup, d.spares, d.sandboxes)
 }
 
 func (d *daemonUnderTest) launch() error {
@@ -127,14 +132,14 @@ func (d *daemonUnderTest) launch() error {
 	})
 }
 
-// restart ends lfxd, which takes its instances and its engine along, and starts it with so many spares.
-func (d *daemonUnderTest) restart(spares int) error {
-	progress("restarting lfxd with spares = %d", spares)
+// restart ends lfxd, which takes its instances and its engine along, and starts it with so many spares and sandboxes.
+func (d *daemonUnderTest) restart(spares, sandboxes int) error {
+	progress("restarting lfxd with spares = %d, sandboxes_ahead = %d", spares, sandboxes)
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	d.cmd.Wait() //nolint:errcheck // the next start says what is wrong
-	d.spares = spares
+	d.spares, d.sandboxes = spares, sandboxes
 	if err := os.WriteFile(d.config, []byte(d.toml()), 0o600); err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func parse() options {
 }
 
 // parts are what -only knows, in the order in which they are measured.
-var parts = []string{"memory", "cold", "spares", "burst", "starts", "switch", "warm", "scale"}
+var parts = []string{"memory", "cold", "spares", "unaided", "burst", "starts", "switch", "warm", "scale"}
 
 func (o *options) wants(part string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), part)
@@ -187,12 +187,13 @@ func measure(o options, d *daemonUnderTest, res *results) error {
 		prepare func(*daemonUnderTest) error
 		measure func(options, *daemonUnderTest, *results) error
 	}{
-		{"cold memory spares", (*daemonUnderTest).deployCold, nil},
+		{"cold memory spares unaided", (*daemonUnderTest).deployCold, nil},
 		{"cold", nil, coldArms},
 		{"memory", nil, func(_ options, d *daemonUnderTest, res *results) error { return instanceMemory(d, res) }},
 		// While there are few functions: a host has spares for those that are called only.
-		{"spares", func(d *daemonUnderTest) error { return d.restart(1) }, spareArms},
-		{"spares", func(d *daemonUnderTest) error { return d.restart(0) }, nil},
+		{"spares", func(d *daemonUnderTest) error { return d.restart(1, defaultSandboxes) }, spareArms},
+		{"unaided", func(d *daemonUnderTest) error { return d.restart(0, 0) }, unaidedArms},
+		{"spares unaided", func(d *daemonUnderTest) error { return d.restart(0, defaultSandboxes) }, nil},
 		{"burst starts", (*daemonUnderTest).deployBurst, nil},
 		{"burst", nil, burstRounds},
 		{"starts", nil, startRounds},
