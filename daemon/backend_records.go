@@ -93,6 +93,9 @@ func (b *backend) Metrics(w io.Writer) error {
 // figures is what the daemon looks like now.
 func (b *backend) figures() metrics.State {
 	st := metrics.State{Version: b.opts.Version, Active: map[function.Environment]int{}}
+	if b.instances != nil {
+		st.Sandboxes = b.instances.NetworksAhead()
+	}
 	m := b.pools.Memory()
 	st.MemoryBudget, st.MemoryUsed = m.Budget<<20, m.Used<<20
 	st.MemoryReserved, st.MemoryReservable = m.Reserved<<20, m.Reservable<<20

@@ -46,6 +46,7 @@ var (
 	startPhases      = &family{"lfx_instance_start_phase_seconds", hist, with(ofFunction, "phase"), "The phases of starts: turn (waiting for its turn), files, container, create, network, check, start and init; of a start that took a spare: ahead (what was done before), start and init."}
 	ends             = &family{"lfx_instance_ends_total", counter, with(ofFunction, "reason"), "Instances that take no more work, by reason: idle (no work for too long), room (evicted for others), memory (the budget is nearly used up, or the host is short), release (no release needs the version) or failed (exited, timed out or reset)."}
 	instances        = &family{"lfx_instances", gauge, with(ofVersion, "state"), "Instances now, by state: spare (created ahead, has run no code of the function), starting, busy, idle, frozen (idle and stopped) or stopping."}
+	sandboxes        = &family{"lfx_sandboxes", gauge, nil, "Sandboxes that stand ready for the next instance of any function (functions.sandboxes_ahead)."}
 	queueLength      = &family{"lfx_queue_length", gauge, ofVersion, "Requests that wait for an instance now."}
 	memoryBudget     = &family{"lfx_memory_budget_bytes", gauge, nil, "What all instances together may use (functions.memory_budget); 0 without a bound."}
 	memoryUsed       = &family{"lfx_memory_used_bytes", gauge, nil, "What they use, as last read; 0 where it cannot be read."}
@@ -73,7 +74,7 @@ var (
 
 var families = []*family{
 	requests, unresolved, requestSize, responseSize, duration, added, queueWait, throttles, coldStarts,
-	starts, startTime, startPhases, ends, instances, queueLength, memoryBudget, memoryUsed, memoryReserved, memoryReservable,
+	starts, startTime, startPhases, ends, instances, sandboxes, queueLength, memoryBudget, memoryUsed, memoryReserved, memoryReservable,
 	active, traffic, inFlight, roots, rootErrors, rootLatency, deploys, deployTime, builds, buildTime,
 	buildInfo, goroutines, heapBytes, gcCycles, cpuSeconds, residentSize, openFiles, startedAt,
 }

@@ -27,6 +27,8 @@ type State struct {
 	// Version is lfxd's own.
 	Version string
 	Pools   []Pool
+	// Sandboxes is how many stand ready for any function.
+	Sandboxes int
 	// Memory of all instances in bytes: what they may use and do use, the sum of their limits and what that
 	// may be.
 	MemoryBudget, MemoryUsed, MemoryReserved, MemoryReservable int64
@@ -155,6 +157,8 @@ func (r *Registry) writeInstances(t *text, st State) {
 			t.integer(int64(p.States[state]), labelsOf(p.Key, strconv.Itoa(p.Version), state)...)
 		}
 	}
+	t.begin(sandboxes)
+	t.integer(int64(st.Sandboxes))
 	t.begin(queueLength)
 	for _, p := range pools {
 		t.integer(int64(p.Queued), labelsOf(p.Key, strconv.Itoa(p.Version))...)
