@@ -132,7 +132,7 @@ idle_timeout = "5m"
 queue_limit = 50
 queue_timeout = "10s"
 spares = 0
-sandboxes_ahead = 2
+sandboxes_ahead = 0
 init_timeout = "5s"
 %s
 
