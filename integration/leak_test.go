@@ -79,7 +79,7 @@ func (t *daemonUnderTest) lookAtAll() (w world, err error) {
 	w.Instances = files(filepath.Join(t.run, "instances"))
 	w.RuncStates = withoutAnchors(files(filepath.Join(t.run, "engine/runc/lfx")))
 	w.Cgroups = withoutAnchors(cgroups(t.cgroup + "/fn"))
-	w.Links = veths()
+	w.Links = veths(t.table)
 	w.Elements = firewallElements(t.table)
 	for _, m := range append(mounts(t.run), mounts(t.state)...) {
 		// An anchor's root file system comes and goes with its shim, a network namespace that buildkitd keeps for its next build
@@ -286,15 +286,15 @@ func cgroups(parent string) []string {
 	return out
 }
 
-// veths lists the host sides of functions' interfaces.
-func veths() []string {
+// veths lists the host sides of the interfaces of a daemon's functions, by the table in their aliases.
+func veths(table string) []string {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return []string{err.Error()}
 	}
 	var out []string
 	for _, l := range links {
-		if l.Type() == "veth" && l.Attrs().Alias != "" { // BuildKit's have none
+		if l.Type() == "veth" && strings.HasPrefix(l.Attrs().Alias, "lfx:"+table+":") { // BuildKit's have none
 			out = append(out, l.Attrs().Name)
 		}
 	}

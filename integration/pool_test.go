@@ -285,7 +285,7 @@ func TestStopWithFiftyWarmInstances(t *testing.T) {
 	t.Logf("stopping with %d instances took %s", n, time.Since(begin))
 	for what, left := range map[string][]string{
 		"processes":  slices.DeleteFunc(processes("", d.run), func(p string) bool { return strings.Contains(p, "lfxctl") }),
-		"interfaces": veths(), "cgroups": cgroups(d.cgroup + "/fn"), "mounts": mounts(d.run),
+		"interfaces": veths(d.table), "cgroups": cgroups(d.cgroup + "/fn"), "mounts": mounts(d.run),
 		"records": files(filepath.Join(d.run, "instances")), "attachments": files(filepath.Join(d.run, "net/cni/attach")),
 		"addresses": files(filepath.Join(d.run, "net/ipam", d.bridge), "last_reserved_ip.0", "lock"),
 	} {
