@@ -426,7 +426,7 @@ func (s *Starter) dropAhead() {
 		ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
 		defer cancel()
 		if err := m.DropNetworks(ctx); err != nil {
-			s.opts.Log.Error("networks made ahead were not removed whole; reconciliation goes on with them", "error", err)
+			s.opts.Log.Error("sandboxes made ahead were not removed whole; reconciliation goes on with them", "error", err)
 		}
 	}
 }

@@ -29,36 +29,23 @@ func Read(fd int, p []byte) (n int, err error) {
 		return 0, nil
 	}
 	p = p[:min(len(p), rawLimit)]
-	for {
+	return again(func() (uintptr, error) {
 		if raced {
-			n, err = syscall.Read(fd, p)
-		} else {
-			r, _, e := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-			if n, err = int(r), nil; e != 0 {
-				n, err = 0, e
-			}
+			n, err := syscall.Read(fd, p)
+			return uintptr(max(n, 0)), err
 		}
-		if err != unix.EINTR { //nolint:errorlint // a plain errno
-			return max(n, 0), err
-		}
-	}
+		return errnoOf(syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p))))
+	})
 }
 
-// Pread is pread(2) of a file whose reads do not wait for a device: one of the kernel's.
+// Pread is pread(2) of a file whose reads do not wait for a device: one of the kernel's. EINTR is never returned.
 func Pread(fd int, p []byte, offset int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for {
-		r, _, e := syscall.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(offset), 0, 0)
-		switch e {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		default:
-			return 0, e
-		}
-	}
+	return again(func() (uintptr, error) {
+		return errnoOf(syscall.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(offset), 0, 0))
+	})
 }
 
 // Write is write(2) to a socket that does not block. EINTR is never returned, EAGAIN is. n is never negative.
@@ -66,33 +53,42 @@ func Write(fd int, p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for {
+	return again(func() (uintptr, error) {
 		if raced || len(p) > rawLimit {
-			n, err = syscall.Write(fd, p)
-		} else {
-			r, _, e := syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-			if n, err = int(r), nil; e != 0 {
-				n, err = 0, e
-			}
+			n, err := syscall.Write(fd, p)
+			return uintptr(max(n, 0)), err
 		}
-		if err != unix.EINTR { //nolint:errorlint // a plain errno
-			return max(n, 0), err
-		}
-	}
+		return errnoOf(syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p))))
+	})
 }
 
 // EpollPoll is epoll_wait(2) with a timeout of zero. EINTR is never returned.
 func EpollPoll(ep int, events []unix.EpollEvent) (n int, err error) {
+	return again(func() (uintptr, error) {
+		return errnoOf(syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0))
+	})
+}
+
+// again makes a call until no signal has interrupted it.
+func again(call func() (uintptr, error)) (int, error) {
 	for {
-		r, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
-		switch e {
-		case 0:
-			return int(r), nil
+		n, err := call()
+		switch err { //nolint:errorlint // plain errnos
+		case nil:
+			return int(n), nil
 		case unix.EINTR:
 		default:
-			return 0, e
+			return 0, err
 		}
 	}
+}
+
+// errnoOf is the outcome of a raw call as n and an error that is nil where there is none.
+func errnoOf(n, _ uintptr, e syscall.Errno) (uintptr, error) {
+	if e != 0 {
+		return 0, e
+	}
+	return n, nil
 }
 
 // EpollMod is epoll_ctl(2) with EPOLL_CTL_MOD.

@@ -9,21 +9,7 @@ import (
 
 // TestTryNeverWaits: a peer that does not read gets what fits, and the rest can follow.
 func TestTryNeverWaits(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	a, b := pair(t)
 	var w Writer
 	w.Reset(a)
 	if n, err := w.Try([]byte("head "), []byte("payload")); n != 12 || err != nil {
@@ -55,15 +41,7 @@ func TestConnectionWithoutDescriptor(t *testing.T) {
 }
 
 func TestClosedConnectionIsAnError(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, _ := pair(t)
 	var w Writer
 	w.Reset(a)
 	a.Close()

@@ -34,15 +34,17 @@
 //	self-check   what the kernel says of the parked process, after all that could change it.
 //	start        the runtime's start lets go of its init, which becomes lfx-init. Not earlier, although lfx-init would
 //	             wait: before the check it is not known that what is let go of has lost its rights.
-//	word         one byte in the gate FIFO: lfx-init starts the runtime of the function. Said before start unless
+//	word         in the gate FIFO: lfx-init starts the runtime of the function. Said before start unless
 //	             the instance is held, so that nobody waits for containerd's answer.
 //
 // # Ahead of need
 //
-// Two parts can be done before a request is there, each with its record, so that a crash at any time leaves what Reconcile finds:
+// Three things can be done before a request is there, each with its record, so that a crash at any time leaves what Reconcile finds:
 //
 //   - A network made ahead (ahead.go) is record, files, namespaces, listener and address of an instance of any version. The
 //     container then joins these namespaces; the self-check also asks whether it is in them.
+//   - A sandbox (sandbox.go) is that and a started container with an empty root, in which lfx-init waits. Create then makes snapshot and root,
+//     writes the limits and says the word, which carries what is to be started.
 //   - A held instance (Spec.Hold) is everything but the word: a spare. lfx-init has run no code of the image; Begin is one write.
 //     When the daemon dies, the gate closes and lfx-init ends by itself.
 //

@@ -184,6 +184,9 @@ func (i *Instance) limit(ctx context.Context) error {
 	)
 }
 
+// tellTimeout bounds the wait for a turn to talk to systemd, and the call.
+const tellTimeout = 10 * time.Second
+
 // tellCPU tells systemd the CPU share of an instance that was a sandbox, once and in the background: SetCores is on the way of an
 // invocation.
 func (i *Instance) tellCPU(cores float64) {
@@ -191,8 +194,10 @@ func (i *Instance) tellCPU(cores float64) {
 		return
 	}
 	shares := *resources(specInput{Spec: i.spec}, i.m.host).CPU.Shares
-	i.begin(func() { // ends by itself: the call is bounded
-		if err := i.m.units.SetCPU(context.Background(), i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil && i.State() == Started {
+	i.begin(func() { // ends with its context at the latest
+		ctx, cancel := context.WithTimeout(i.life, tellTimeout)
+		defer cancel()
+		if err := i.m.units.SetCPU(ctx, i.m.o.Cgroups.Name(i.id), i.m.host.cgroupVersion, shares, cores); err != nil && i.State() == Started {
 			i.m.log.Warn("systemd could not be told the CPU share of an instance; a daemon-reload gives it a whole core", "instance", i.id, "error", err)
 		}
 	})

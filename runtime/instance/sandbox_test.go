@@ -154,10 +154,68 @@ func TestSandboxLimits(t *testing.T) {
 	if x := waitExit(t, sandboxed(t, m, s)); x.ExecError == nil || x.ExecError.Kind != InvalidEntrypoint {
 		t.Errorf("no such program: %+v", x)
 	}
-	s.Args, s.Env = []string{"/probe", "sleep"}, []string{"LONG=" + strings.Repeat("x", 100<<10)}
-	long := sandboxed(t, m, s)
-	if long.State() != Started {
-		t.Errorf("with 100 KiB of environment: %v, %+v", long.State(), long.Exit())
+	// More than a FIFO holds at once.
+	long := "LONG=" + strings.Repeat("x", 100<<10)
+	s.Args, s.Env = []string{"/probe", "report"}, []string{long, "HOME=/"}
+	line, err := bufio.NewReader(sandboxed(t, m, s).Stdout()).ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Env []string `json:"env"`
+	}
+	if err := json.Unmarshal(line, &got); err != nil || !slices.Equal(got.Env, s.Env) {
+		t.Errorf("of 100 KiB of environment arrived %d variables: %.60q, %v", len(got.Env), got.Env, err)
+	}
+}
+
+// TestPlaces: the place of a mount is looked up with the image's root as /; links and files that stand in the way are refused.
+func TestPlaces(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "p", "real", "var"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{
+		"proc": "/p", "sys": "p", "dev": "/real", "tmp": "/real", "etc/hosts": "/../../../../real/hosts", "etc/resolv.conf": "/nowhere/else", "loop": "loop",
+		"out": "/proc/self/root",
+	} {
+		if err := os.Symlink(target, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"file", "real/hosts"} {
+		if err := os.WriteFile(filepath.Join(root, file), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tree, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(tree)
+	c := rootChange{owner: os.Getuid()}
+	for _, tt := range []struct {
+		dest, want string // relative to the root; empty for an error
+		dir        bool
+	}{
+		{"/proc", "", true}, {"/sys", "", true}, {"/dev", "", true}, {"/loop/x", "", true}, {"/file/x", "", true}, {"/etc/resolv.conf", "", false},
+		{"/tmp", "real", true}, {"/etc/hosts", "real/hosts", false}, {"/run/lfx", "run/lfx", true}, {"/run/name", "run/name", false},
+		{"/out/etc", "", true},
+	} {
+		fd, err := c.place(tree, tt.dest, tt.dir)
+		if err != nil {
+			if tt.want != "" {
+				t.Errorf("%s: %v", tt.dest, err)
+			}
+			continue
+		}
+		got, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		unix.Close(fd) //nolint:errcheck // only read
+		if want := filepath.Join(root, tt.want); err != nil || tt.want == "" || got != want {
+			t.Errorf("%s is %s, %v, want %s", tt.dest, got, err, want)
+		}
 	}
 }
 
