@@ -231,7 +231,6 @@ func pull(ctx context.Context, caller session.Caller, name, dest string, req req
 		return Received{}, fmt.Errorf("open the mirror of %s: %w", name, err)
 	}
 	root := fsutil.NewRoot(opened)
-	defer root.Close()
 
 	md := metadata.MD{}
 	setPatterns(md, keyName, []string{name})
@@ -241,11 +240,17 @@ func pull(ctx context.Context, caller session.Caller, name, dest string, req req
 	defer cancel(errReceived)
 	stream, err := filesync.NewFileSyncClient(caller.Conn()).DiffCopy(ctx)
 	if err != nil {
-		return Received{}, fmt.Errorf("read %s: %w", name, err)
+		return Received{}, errors.Join(fmt.Errorf("read %s: %w", name, err), root.Close())
 	}
 	g := newGuard(stream, l)
 	if err := fsutil.ReceiveRoot(ctx, g, root, fsutil.ReceiveOpt{}); err != nil {
+		// A transfer that fails returns before its writers have ended, and one that finds root closed
+		// panics. They end soon after the context; the garbage collector then closes the directory,
+		// as it does those that the receiver opened below it.
 		return Received{}, receiveError(ctx, name, err)
+	}
+	if err := root.Close(); err != nil {
+		return Received{}, fmt.Errorf("close the mirror of %s: %w", name, err)
 	}
 	return Received{Entries: g.entries, Bytes: g.declared, Transferred: g.received}, nil
 }
