@@ -31,6 +31,11 @@ func environ(v *function.Version, region, logStream string) []string {
 	}
 	e.setDefault("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin")
 	e.setDefault("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR")
+	if v.Config.Cores() <= 1 {
+		// Go sees the host's processors, and rounds a quota up to two of them at least (GOMAXPROCS in package runtime). A further one has no
+		// time of its own to run in: what it adds are wakes of other threads, and the end of the quota while they wait.
+		e.setDefault("GOMAXPROCS", "1")
+	}
 	if n := v.Config.Concurrency.AtOnce(); n > 1 {
 		e.set("AWS_LAMBDA_MAX_CONCURRENCY", strconv.Itoa(n))
 		e.setDefault("AWS_LAMBDA_LOG_FORMAT", "JSON")

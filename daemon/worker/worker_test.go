@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"lfx.dev/lfxd/daemon/function"
 	"lfx.dev/lfxd/daemon/invocation"
 	"lfx.dev/lfxd/daemon/pool"
 	"lfx.dev/lfxd/runtime/instance"
@@ -572,7 +574,7 @@ func TestEnvironmentOfTheRuntime(t *testing.T) {
 		"PATH": "/image", "LANG": "C", "MINE": "customer", "EMPTY": "", "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1",
 		"AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001", "AWS_LAMBDA_FUNCTION_NAME": "hello", "AWS_LAMBDA_FUNCTION_VERSION": "3",
 		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128", "AWS_ENDPOINT_URL_LAMBDA": "http://else", "AWS_LAMBDA_LOG_STREAM_NAME": "stream",
-		"AWS_LAMBDA_LOG_GROUP_NAME": "/aws/lambda/hello", "LAMBDA_TASK_ROOT": "/var/task",
+		"AWS_LAMBDA_LOG_GROUP_NAME": "/aws/lambda/hello", "LAMBDA_TASK_ROOT": "/var/task", "GOMAXPROCS": "1",
 	} {
 		if v, ok := got[k]; !ok || v != want {
 			t.Errorf("%s = %q, want %q", k, v, want)
@@ -581,6 +583,18 @@ func TestEnvironmentOfTheRuntime(t *testing.T) {
 	for _, k := range []string{"AWS_LAMBDA_MAX_CONCURRENCY", "_HANDLER", "broken"} {
 		if v, ok := got[k]; ok {
 			t.Errorf("%s = %q is set", k, v)
+		}
+	}
+	for want, change := range map[string]func(*function.Config){
+		"":             func(c *function.Config) { c.CPU = 1.5 },
+		"GOMAXPROCS=1": func(c *function.Config) { c.CPU = 1 },
+		"GOMAXPROCS=4": func(c *function.Config) { c.Environment = map[string]string{"GOMAXPROCS": "4"} },
+	} {
+		v := *w.version
+		change(&v.Config)
+		set := slices.DeleteFunc(environ(&v, "eu-west-1", "stream"), func(kv string) bool { return !strings.HasPrefix(kv, "GOMAXPROCS=") })
+		if got := strings.Join(set, " "); got != want {
+			t.Errorf("%v cores and %v: %q, want %q", v.Config.Cores(), v.Config.Environment, got, want)
 		}
 	}
 }

@@ -21,7 +21,7 @@ const (
 // deployBurst deploys burstSize functions, none of them warm.
 func (d *daemonUnderTest) deployBurst() error {
 	progress("deploying %d functions that start at once", burstSize)
-	return d.deployProject("burst", "", numbered(burstSize))
+	return d.deployProject("burst", 2, "", numbered(burstSize))
 }
 
 func burstName(i int) string { return fmt.Sprintf("burst-%04d", i+1) }

@@ -192,18 +192,18 @@ func (d *daemonUnderTest) deploy(dir string) error {
 // deployCold deploys one function per runtime, none of them warm.
 func (d *daemonUnderTest) deployCold() error {
 	progress("deploying the functions for cold starts")
-	return d.deployProject("cold", "", map[string]string{"go": "lambda-go", "python": "lambda-python", "nodejs": "lambda-nodejs"})
+	return d.deployProject("cold", 2, "", map[string]string{"go": "lambda-go", "python": "lambda-python", "nodejs": "lambda-nodejs"})
 }
 
 // deployWarm deploys the two functions of the warm rounds, each with warmCount instances.
 func (d *daemonUnderTest) deployWarm() error {
 	progress("deploying the warm functions")
-	return d.deployProject("warm", fmt.Sprintf("concurrency: {min: %d, max: %d}", warmCount, warmCount), map[string]string{"go": "lambda-go", "raw": ""})
+	return d.deployProject("warm", 1, fmt.Sprintf("concurrency: {min: %d, max: %d}", warmCount, warmCount), map[string]string{"go": "lambda-go", "raw": ""})
 }
 
 // deployProject deploys functions named project-name from folders of contrib/examples; the empty folder
 // means the raw runtime client, which is built once. Each function gets the lines of extra, too.
-func (d *daemonUnderTest) deployProject(project, extra string, functions map[string]string) error {
+func (d *daemonUnderTest) deployProject(project string, cores int, extra string, functions map[string]string) error {
 	dir := filepath.Join(d.state, project)
 	text := "project: " + project + "\nfunctions:\n"
 	for _, name := range slices.Sorted(maps.Keys(functions)) {
@@ -218,7 +218,7 @@ func (d *daemonUnderTest) deployProject(project, extra string, functions map[str
 		} else if err := os.CopyFS(filepath.Join(dir, to), os.DirFS(filepath.Join(d.o.root, "contrib/examples", folder))); err != nil {
 			return err
 		}
-		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    cpu: 2\n    timeout: 10s\n", project, name, to)
+		text += fmt.Sprintf("  %s-%s:\n    build: ./%s\n    memory: 256MiB\n    cpu: %d\n    timeout: 10s\n", project, name, to, cores)
 		if extra != "" {
 			text += "    " + extra + "\n"
 		}

@@ -46,6 +46,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "echo" {
 		os.Exit(serveEcho(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "floor" {
+		os.Exit(serveFloor())
+	}
 	o := parse()
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: it makes containers, namespaces and firewall rules: run it as root")
@@ -97,7 +100,7 @@ func parse() options {
 }
 
 // parts are what -only knows, in the order in which they are measured.
-var parts = []string{"memory", "cold", "spares", "unaided", "burst", "starts", "switch", "warm", "scale"}
+var parts = []string{"memory", "cold", "spares", "unaided", "burst", "starts", "switch", "warm", "floor", "scale"}
 
 func (o *options) wants(part string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), part)
@@ -200,6 +203,7 @@ func measure(o options, d *daemonUnderTest, res *results) error {
 		{"switch", (*daemonUnderTest).deploySwitch, switchRounds},
 		{"warm", (*daemonUnderTest).deployWarm, nil},
 		{"warm", func(d *daemonUnderTest) error { d.favour(); return nil }, warmArms},
+		{"floor", nil, floorRounds},
 		{"scale", nil, scaleRounds},
 	} {
 		if !slices.ContainsFunc(strings.Fields(step.parts), o.wants) {

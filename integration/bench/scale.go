@@ -20,7 +20,7 @@ func scaleRounds(o options, d *daemonUnderTest, res *results) error {
 		return err
 	}
 	defer echo.close()
-	if err := d.deployProject("scale", fmt.Sprintf("concurrency: {min: %d, max: %d}", warmCount, warmCount), map[string]string{"hot": ""}); err != nil {
+	if err := d.deployProject("scale", 1, fmt.Sprintf("concurrency: {min: %d, max: %d}", warmCount, warmCount), map[string]string{"hot": ""}); err != nil {
 		return err
 	}
 	arms := []target{
@@ -32,7 +32,7 @@ func scaleRounds(o options, d *daemonUnderTest, res *results) error {
 		if n > 1 {
 			began := time.Now()
 			progress("deploying %d functions beside a warm one", n-1)
-			if err := d.deployProject("beside", "", numbered(n-1)); err != nil {
+			if err := d.deployProject("beside", 2, "", numbered(n-1)); err != nil {
 				return err
 			}
 			progress("they took %v", time.Since(began).Round(time.Second))

@@ -30,7 +30,7 @@ func (d *daemonUnderTest) deploySwitch() error {
 			if p.warm {
 				extra += "\n    concurrency: {min: 1, max: 2}"
 			}
-			if err := d.deployProject(p.name, extra, numbered(p.count)); err != nil {
+			if err := d.deployProject(p.name, 2, extra, numbered(p.count)); err != nil {
 				return err
 			}
 		}

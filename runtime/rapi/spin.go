@@ -6,7 +6,7 @@ import (
 )
 
 // spinLimit bounds the wait for an answer without sleeping.
-const spinLimit = 120 * time.Microsecond
+const spinLimit = 80 * time.Microsecond
 
 // inFlight counts the events of this process that were handed out and are not answered, but for those of instances that run several.
 var inFlight atomic.Int64
