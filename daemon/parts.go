@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -143,12 +144,17 @@ func (d *Daemon) limitFunctions() {
 	if d.opts.systemdCgroups() {
 		return
 	}
+	functions := filepath.Join(d.cfg.CgroupParent, "fn")
 	root, err := cgroup.Detect()
 	if err == nil {
-		err = root.LimitParent(filepath.Join(d.cfg.CgroupParent, "fn"), d.memoryBudget(), hostThreads()*8/10)
+		err = root.LimitParent(functions, d.memoryBudget(), hostThreads()*8/10)
 	}
 	if err != nil {
 		d.log.Warn("functions are limited one by one, but not all together", "error", err)
+		return
+	}
+	if err := root.WeighParent(functions, runtime.NumCPU()); err != nil {
+		d.log.Warn("all functions together weigh as much as one process, and answer later when others are busy", "error", err)
 	}
 }
 

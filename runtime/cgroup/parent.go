@@ -30,6 +30,43 @@ func (r *Root) LimitParent(parent string, memory, pids int64) error {
 	return nil
 }
 
+// sharesPerCPU is the weight of one ordinary process, in the shares of cgroup v1.
+const sharesPerCPU = 1024
+
+// WeighParent makes the cgroup parent, which exists, and the one above it as heavy as one ordinary process on each of cpus processors. Without,
+// a cgroup weighs as much as a single process, however many run in it: what runs beside it, such as the daemon and its clients, gets its turn
+// first on every processor, and who waits for an answer waits for that too. A weight that is not the kernel's default stays, somebody
+// chose it. (kubelet weighs the cgroup of all pods in the same way: Kubernetes, "Reserve Compute Resources for System Daemons".)
+func (r *Root) WeighParent(parent string, cpus int) error {
+	shares := uint64(min(cpus, 256)) * sharesPerCPU // 262144 is the greatest that the kernel takes
+	parent = filepath.Clean("/" + parent)
+	for _, path := range []string{filepath.Dir(parent), parent} {
+		if path == "/" {
+			continue
+		}
+		if err := r.weigh(path, shares); err != nil {
+			return fmt.Errorf("weigh the cgroup %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func (r *Root) weigh(path string, shares uint64) error {
+	dir, file, usual := filepath.Join(r.v1["cpu"], path), "cpu.shares", uint64(sharesPerCPU)
+	if r.use == 2 {
+		dir, file, usual, shares = filepath.Join(r.v2, path), "cpu.weight", weight(sharesPerCPU), weight(shares)
+		if err := write(filepath.Dir(dir), "cgroup.subtree_control", "+cpu"); err != nil {
+			return err
+		}
+	} else if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if now, err := readUint(dir, file); err != nil || now != usual {
+		return err
+	}
+	return write(dir, file, strconv.FormatUint(shares, 10))
+}
+
 func (r *Root) limitParent1(parent string, memory, pids int64) error {
 	mem, procs := filepath.Join(r.v1["memory"], parent), filepath.Join(r.v1["pids"], parent)
 	for _, dir := range []string{mem, procs} {

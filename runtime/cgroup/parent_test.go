@@ -29,6 +29,7 @@ func TestLimitParent(t *testing.T) {
 			t.Errorf("limits are %d bytes and %d processes, %v; want %d and 100", gotMemory, gotPids, err, memory)
 		}
 	}
+	testWeighParent(t, r, parent)
 	child := r.Open(parent, "child")
 	dir := filepath.Join(r.v1["memory"], parent, "child")
 	if r.use == 2 {
@@ -42,4 +43,35 @@ func TestLimitParent(t *testing.T) {
 	if err == nil && !strings.Contains(string(out), "ill") {
 		t.Error("128 MiB were used below a parent that may have 32 MiB")
 	}
+}
+
+// testWeighParent: both cgroups get the weight, also where it is asked for again, and what somebody has chosen stays.
+func testWeighParent(t *testing.T, r *Root, parent string) {
+	t.Helper()
+	mount, file, chosen := r.v1["cpu"], "cpu.shares", uint64(700)
+	want := uint64(3 * sharesPerCPU)
+	if r.use == 2 {
+		mount, file, chosen, want = r.v2, "cpu.weight", 70, weight(3*sharesPerCPU)
+	}
+	t.Cleanup(func() { r.RemoveParent(filepath.Dir(parent)) })
+	is := func(path string, want uint64) {
+		t.Helper()
+		if got, err := readUint(filepath.Join(mount, path), file); err != nil || got != want {
+			t.Errorf("%s of %s is %d, %v; want %d", file, path, got, err, want)
+		}
+	}
+	for range 2 {
+		if err := r.WeighParent(parent, 3); err != nil {
+			t.Fatal(err)
+		}
+		is(parent, want)
+		is(filepath.Dir(parent), want)
+	}
+	if err := write(filepath.Join(mount, parent), file, fmt.Sprint(chosen)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WeighParent(parent, 4); err != nil {
+		t.Fatal(err)
+	}
+	is(parent, chosen)
 }
