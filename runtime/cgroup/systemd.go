@@ -11,8 +11,8 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Units tells systemd of limits that change after it has made a scope: at the next daemon-reload it writes what it was told over what
-// was written since. It connects when it is needed, and again after the connection broke.
+// Units talks to systemd of the scopes that it has made for instances. It tells it of limits that change afterwards: at the next daemon-reload
+// systemd writes what it was told over what was written since. And it stops scopes. It connects when it is needed, and again after the connection broke.
 type Units struct {
 	turn chan struct{} // holds one while nobody uses what follows
 	conn *sd.Conn
@@ -58,6 +58,39 @@ func property(name string, value uint64) sd.Property {
 }
 
 func (u *Units) set(ctx context.Context, unit string, p ...sd.Property) error {
+	err := u.call(ctx, func(ctx context.Context) error { return u.conn.SetUnitPropertiesContext(ctx, unit, true, p...) })
+	if err != nil {
+		return fmt.Errorf("tell systemd the limits of %s: %w", unit, err)
+	}
+	return nil
+}
+
+// Stop ends a scope and waits until it has. One that systemd does not know is no error. A scope whose cgroup somebody else removes stays
+// active for ever, because systemd hears of its last process from that cgroup.
+func (u *Units) Stop(ctx context.Context, unit string) error {
+	err := u.call(ctx, func(ctx context.Context) error {
+		done := make(chan string, 1)
+		if _, err := u.conn.StopUnitContext(ctx, unit, "replace", done); err != nil {
+			return err
+		}
+		select {
+		case <-done: // "failed" too: what is left then is for whoever comes next
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	if e := (dbus.Error{}); errors.As(err, &e) && e.Name == "org.freedesktop.systemd1.NoSuchUnit" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", unit, err)
+	}
+	return nil
+}
+
+// call makes a call over the connection, one at a time.
+func (u *Units) call(ctx context.Context, do func(context.Context) error) error {
 	select {
 	case <-u.turn:
 	case <-ctx.Done():
@@ -69,10 +102,7 @@ func (u *Units) set(ctx context.Context, unit string, p ...sd.Property) error {
 	if err := u.connect(ctx); err != nil {
 		return fmt.Errorf("connect to systemd: %w", err)
 	}
-	if err := u.conn.SetUnitPropertiesContext(ctx, unit, true, p...); err != nil {
-		return fmt.Errorf("tell systemd the limits of %s: %w", unit, err)
-	}
-	return nil
+	return do(ctx)
 }
 
 // connect makes sure that there is a connection. A connection lives as long as the context that it was made with, so that context ends with

@@ -46,6 +46,12 @@ func (m *Manager) sweep(ctx context.Context, r record, nsPath string) (err error
 	if err := m.awaitShim(ctx, r.ID); err != nil {
 		return err
 	}
+	if m.o.Cgroups.Driven() && group.Exists() {
+		// The runtime was stopped before it could delete what it had asked systemd for.
+		if err := m.units.Stop(ctx, m.o.Cgroups.Name(r.ID)); err != nil {
+			return err
+		}
+	}
 	if err := group.Remove(); err != nil {
 		return err
 	}
