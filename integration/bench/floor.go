@@ -17,10 +17,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"lfx.dev/lfxd/internal/nbio"
 )
 
 // The floor is what a warm invocation costs on this machine without lfxd: the same runtime clients as plain processes behind the
@@ -104,11 +103,11 @@ func (g *leastGateway) serve() {
 				p = &peer{fd: fd, runtime: e.Pad == 1, in: make([]byte, 0, 64<<10)}
 				g.peers[fd] = p
 			}
-			m, err := nbio.Read(fd, p.in[len(p.in):cap(p.in)])
-			if err == unix.EAGAIN { //nolint:errorlint // a plain errno
+			m, errno := raw(unix.SYS_READ, fd, p.in[len(p.in):cap(p.in)])
+			if errno == unix.EAGAIN || errno == unix.EINTR {
 				continue
 			}
-			if m == 0 {
+			if errno != 0 || m == 0 {
 				g.drop(p)
 				continue
 			}
@@ -170,7 +169,13 @@ func (g *leastGateway) give(c, r *peer) {
 func (g *leastGateway) write(to *peer, body []byte) {
 	g.out = strconv.AppendInt(g.out, int64(len(body)), 10)
 	g.out = append(append(g.out, "\r\n\r\n"...), body...)
-	nbio.Write(to.fd, g.out) //nolint:errcheck // the client would wait, and say so
+	raw(unix.SYS_WRITE, to.fd, g.out) // the client would wait, and say so
+}
+
+// raw is a read or write that does not block, without a word to Go's scheduler.
+func raw(call uintptr, fd int, p []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return int(n), errno
 }
 
 // wholeBody returns the body of a message that has arrived; one in chunks has a single one, as the runtime clients here send it.
