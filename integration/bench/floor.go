@@ -22,10 +22,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The floor is what a warm invocation costs on this machine without lfxd: the same runtime clients as plain processes behind the
-// least gateway there can be. It has one thread, no goroutine switches, no pools, limits, logs or releases, and it trusts what it reads.
+// The floor is what a warm invocation costs on this machine without lfxd: the same runtime clients as plain processes behind a minimal
+// gateway. One goroutine serves all connections from epoll; it has no pools, limits, logs or releases, and it trusts what it reads.
 
-// peer is one connection of the least gateway.
+// peer is one connection of the minimal gateway.
 type peer struct {
 	fd      int
 	runtime bool // it came over the Runtime API
@@ -33,8 +33,8 @@ type peer struct {
 	client  *peer // whose request a runtime works on
 }
 
-// leastGateway hands each request to the runtime that asked for work last.
-type leastGateway struct {
+// minimal hands each request to the runtime that asked for work last.
+type minimal struct {
 	ep      int
 	peers   map[int]*peer
 	idle    []*peer // runtimes
@@ -49,7 +49,7 @@ func serveFloor() int {
 		fmt.Fprintln(os.Stderr, "floor:", err)
 		return 1
 	}
-	g := &leastGateway{ep: ep, peers: map[int]*peer{}, out: make([]byte, 0, 128<<10)}
+	g := &minimal{ep: ep, peers: map[int]*peer{}, out: make([]byte, 0, 128<<10)}
 	for _, kind := range []string{"clients", "runtimes"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -65,7 +65,7 @@ func serveFloor() int {
 }
 
 // accept announces a connection by the bytes that it sends first: its peer is made by serve.
-func (g *leastGateway) accept(l *net.TCPListener, runtime bool) {
+func (g *minimal) accept(l *net.TCPListener, runtime bool) {
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
@@ -89,7 +89,7 @@ func (g *leastGateway) accept(l *net.TCPListener, runtime bool) {
 	}
 }
 
-func (g *leastGateway) serve() {
+func (g *minimal) serve() {
 	events := make([]unix.EpollEvent, 64)
 	for {
 		n, err := unix.EpollWait(g.ep, events, -1)
@@ -117,7 +117,7 @@ func (g *leastGateway) serve() {
 	}
 }
 
-func (g *leastGateway) drop(p *peer) {
+func (g *minimal) drop(p *peer) {
 	delete(g.peers, p.fd)
 	is := func(q *peer) bool { return q == p }
 	g.idle, g.waiting = slices.DeleteFunc(g.idle, is), slices.DeleteFunc(g.waiting, is)
@@ -125,7 +125,7 @@ func (g *leastGateway) drop(p *peer) {
 }
 
 // read acts when a whole message is there.
-func (g *leastGateway) read(p *peer) {
+func (g *minimal) read(p *peer) {
 	body, ok := wholeBody(p.in)
 	switch {
 	case !ok:
@@ -155,7 +155,7 @@ func (g *leastGateway) read(p *peer) {
 }
 
 // give writes a client's request to a runtime as its next event.
-func (g *leastGateway) give(c, r *peer) {
+func (g *minimal) give(c, r *peer) {
 	body, _ := wholeBody(c.in)
 	r.client = c
 	g.out = append(g.out[:0], "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nLambda-Runtime-Aws-Request-Id: 8476a536-e9f4-11e8-9739-2dfe598c3fcd\r\n"+
@@ -166,7 +166,7 @@ func (g *leastGateway) give(c, r *peer) {
 }
 
 // write ends the head that is in out and sends it with a body.
-func (g *leastGateway) write(to *peer, body []byte) {
+func (g *minimal) write(to *peer, body []byte) {
 	g.out = strconv.AppendInt(g.out, int64(len(body)), 10)
 	g.out = append(append(g.out, "\r\n\r\n"...), body...)
 	raw(unix.SYS_WRITE, to.fd, g.out) // the client would wait, and say so
@@ -198,7 +198,7 @@ func wholeBody(b []byte) ([]byte, bool) {
 	return data[:min(int(n), len(data))], err == nil && bytes.HasSuffix(rest, []byte("\r\n0\r\n\r\n"))
 }
 
-// floor is a running least gateway with its functions.
+// floor is a running minimal gateway with its functions.
 type floor struct {
 	cmds  []*exec.Cmd // the gateway first
 	stdin io.Closer
@@ -230,7 +230,7 @@ func startFloor(function string, count int) (f *floor, err error) {
 	for r := bufio.NewReader(stdout); len(addresses) < 2; {
 		line, err := r.ReadString('\n')
 		if err != nil {
-			return f, fmt.Errorf("the least gateway did not start: %w", err)
+			return f, fmt.Errorf("the minimal gateway did not start: %w", err)
 		}
 		addresses = append(addresses, strings.TrimSpace(line))
 	}

@@ -30,41 +30,56 @@ func (r *Root) LimitParent(parent string, memory, pids int64) error {
 	return nil
 }
 
-// sharesPerCPU is the weight of one ordinary process, in the shares of cgroup v1.
-const sharesPerCPU = 1024
+// The weight of one ordinary process, which is a cgroup's too unless it is told otherwise, and the greatest there is: in shares (v1) and as
+// cpu.weight (v2). Both scales are linear; runc's conversion between them is not (weight).
+const (
+	sharesOfOne, mostShares = 1024, 262144
+	weightOfOne, mostWeight = 100, 10000
+)
 
-// WeighParent makes the cgroup parent, which exists, and the one above it as heavy as one ordinary process on each of cpus processors. Without,
+// WeighParent makes the cgroup parent, which exists, and the one above it, but none further up, as heavy as one ordinary process on each of cpus processors. Without,
 // a cgroup weighs as much as a single process, however many run in it: what runs beside it, such as the daemon and its clients, gets its turn
 // first on every processor, and who waits for an answer waits for that too. A weight that is not the kernel's default stays, somebody
 // chose it. (kubelet weighs the cgroup of all pods in the same way: Kubernetes, "Reserve Compute Resources for System Daemons".)
 func (r *Root) WeighParent(parent string, cpus int) error {
-	shares := uint64(min(cpus, 256)) * sharesPerCPU // 262144 is the greatest that the kernel takes
 	parent = filepath.Clean("/" + parent)
+	if r.use == 2 {
+		if err := r.enableCPU(filepath.Dir(parent)); err != nil {
+			return fmt.Errorf("weigh the cgroup %s: %w", parent, err)
+		}
+	}
 	for _, path := range []string{filepath.Dir(parent), parent} {
 		if path == "/" {
 			continue
 		}
-		if err := r.weigh(path, shares); err != nil {
+		if err := r.weigh(path, uint64(cpus)); err != nil {
 			return fmt.Errorf("weigh the cgroup %s: %w", path, err)
 		}
 	}
 	return nil
 }
 
-func (r *Root) weigh(path string, shares uint64) error {
-	dir, file, usual := filepath.Join(r.v1["cpu"], path), "cpu.shares", uint64(sharesPerCPU)
-	if r.use == 2 {
-		dir, file, usual, shares = filepath.Join(r.v2, path), "cpu.weight", weight(sharesPerCPU), weight(shares)
-		if err := write(filepath.Dir(dir), "cgroup.subtree_control", "+cpu"); err != nil {
+// enableCPU lets the cgroups below path, and below those above it, have a weight.
+func (r *Root) enableCPU(path string) error {
+	if path != "/" {
+		if err := r.enableCPU(filepath.Dir(path)); err != nil {
 			return err
 		}
+	}
+	return write(filepath.Join(r.v2, path), "cgroup.subtree_control", "+cpu")
+}
+
+func (r *Root) weigh(path string, cpus uint64) error {
+	dir, file, one, most := filepath.Join(r.v1["cpu"], path), "cpu.shares", uint64(sharesOfOne), uint64(mostShares)
+	if r.use == 2 {
+		dir, file, one, most = filepath.Join(r.v2, path), "cpu.weight", weightOfOne, mostWeight
 	} else if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if now, err := readUint(dir, file); err != nil || now != usual {
+	if now, err := readUint(dir, file); err != nil || now != one {
 		return err
 	}
-	return write(dir, file, strconv.FormatUint(shares, 10))
+	return write(dir, file, strconv.FormatUint(min(cpus*one, most), 10))
 }
 
 func (r *Root) limitParent1(parent string, memory, pids int64) error {

@@ -48,10 +48,9 @@ func TestLimitParent(t *testing.T) {
 // testWeighParent: both cgroups get the weight, also where it is asked for again, and what somebody has chosen stays.
 func testWeighParent(t *testing.T, r *Root, parent string) {
 	t.Helper()
-	mount, file, chosen := r.v1["cpu"], "cpu.shares", uint64(700)
-	want := uint64(3 * sharesPerCPU)
+	mount, file, chosen, want := r.v1["cpu"], "cpu.shares", uint64(700), uint64(3072)
 	if r.use == 2 {
-		mount, file, chosen, want = r.v2, "cpu.weight", 70, weight(3*sharesPerCPU)
+		mount, file, chosen, want = r.v2, "cpu.weight", 70, 300
 	}
 	t.Cleanup(func() { r.RemoveParent(filepath.Dir(parent)) })
 	is := func(path string, want uint64) {

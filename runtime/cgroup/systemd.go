@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // Units talks to systemd of the scopes that it has made for instances. It tells it of limits that change afterwards: at the next daemon-reload
@@ -65,28 +66,43 @@ func (u *Units) set(ctx context.Context, unit string, p ...sd.Property) error {
 	return nil
 }
 
-// Stop ends a scope and waits until it has. One that systemd does not know is no error. A scope whose cgroup somebody else removes stays
-// active for ever, because systemd hears of its last process from that cgroup.
+// Stop kills what is in a scope, ends it and waits until it has ended, at most unitTimeout. One that systemd does not know is no error. A scope
+// whose cgroup somebody else removes stays active for ever, because systemd hears of its last process from that cgroup.
 func (u *Units) Stop(ctx context.Context, unit string) error {
+	done := make(chan string, 1)
 	err := u.call(ctx, func(ctx context.Context) error {
-		done := make(chan string, 1)
-		if _, err := u.conn.StopUnitContext(ctx, unit, "replace", done); err != nil {
-			return err
-		}
-		select {
-		case <-done: // "failed" too: what is left then is for whoever comes next
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		_ = u.conn.KillUnitWithTarget(ctx, unit, sd.All, int32(unix.SIGKILL)) // a stop alone asks them to go, and waits for a minute or more
+		_, err := u.conn.StopUnitContext(ctx, unit, "replace", done)
+		return err
 	})
 	if e := (dbus.Error{}); errors.As(err, &e) && e.Name == "org.freedesktop.systemd1.NoSuchUnit" {
 		return nil
+	}
+	if err == nil {
+		err = await(ctx, done)
+	}
+	if err == nil { // one that ended by a signal stays in systemd's list until somebody has seen it
+		err = u.call(ctx, func(ctx context.Context) error {
+			_ = u.conn.ResetFailedUnitContext(ctx, unit) // gone already, as a rule
+			return nil
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("stop %s: %w", unit, err)
 	}
 	return nil
+}
+
+// await waits for the end of a job of systemd.
+func await(ctx context.Context, done <-chan string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, unitTimeout, errors.New("its processes do not end"))
+	defer cancel()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // call makes a call over the connection, one at a time.
@@ -102,7 +118,11 @@ func (u *Units) call(ctx context.Context, do func(context.Context) error) error 
 	if err := u.connect(ctx); err != nil {
 		return fmt.Errorf("connect to systemd: %w", err)
 	}
-	return do(ctx)
+	err := do(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // D-Bus says that a deadline has passed, not whose
+	}
+	return err
 }
 
 // connect makes sure that there is a connection. A connection lives as long as the context that it was made with, so that context ends with

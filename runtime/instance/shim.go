@@ -184,7 +184,7 @@ func (m *Manager) removeShim(ctx context.Context, id string) error {
 	if err := m.awaitShim(ctx, id); err != nil {
 		return err
 	}
-	if err := m.group(id).Remove(); err != nil {
+	if err := m.removeGroup(ctx, id); err != nil {
 		return err
 	}
 	return errors.Join(os.RemoveAll(m.runtimeState(id)), os.RemoveAll(m.shimDir(id)))

@@ -46,13 +46,7 @@ func (m *Manager) sweep(ctx context.Context, r record, nsPath string) (err error
 	if err := m.awaitShim(ctx, r.ID); err != nil {
 		return err
 	}
-	if m.o.Cgroups.Driven() && group.Exists() {
-		// The runtime was stopped before it could delete what it had asked systemd for.
-		if err := m.units.Stop(ctx, m.o.Cgroups.Name(r.ID)); err != nil {
-			return err
-		}
-	}
-	if err := group.Remove(); err != nil {
+	if err := m.removeGroup(ctx, r.ID); err != nil {
 		return err
 	}
 	// The runtime's own state is gone with the task, unless the shim died before it.
@@ -64,6 +58,24 @@ func (m *Manager) sweep(ctx context.Context, r record, nsPath string) (err error
 	}
 	m.uids.release(r.UID, r.ID)
 	return nil
+}
+
+// removeGroup removes the cgroup of an instance or of a shim, with what is in it. The runtime has done so, unless it was stopped before
+// it could delete what it had made, or had asked systemd for.
+func (m *Manager) removeGroup(ctx context.Context, id string) error {
+	group := m.group(id)
+	if !group.Exists() {
+		return nil
+	}
+	if err := group.Kill(ctx); err != nil {
+		return fmt.Errorf("kill what is left in the cgroup of %s: %w", id, err)
+	}
+	if m.o.Cgroups.Driven() {
+		if err := m.units.Stop(ctx, m.o.Cgroups.Name(id)); err != nil {
+			return err
+		}
+	}
+	return group.Remove()
 }
 
 // removeDir removes the instance's directory, the record last.
