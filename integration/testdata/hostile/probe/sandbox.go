@@ -250,6 +250,7 @@ func foreign(event) any {
 
 // foreignCall makes one call of another table and prints what came of it.
 func foreignCall(how string) {
+	runtime.GOMAXPROCS(2) // a thread that is killed takes one with it
 	threads := make(chan int)
 	go func() {
 		runtime.LockOSThread()
