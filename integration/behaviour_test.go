@@ -242,7 +242,7 @@ func TestConcurrencyQueuesAndCaps(t *testing.T) {
 	p := newProject(t, with(
 		map[string]string{"lfx.yaml": manifest("many", "one concurrency: {max: 1}", "four concurrency: {max: 4}; timeout: 10s")},
 		python("one", "import os\ndef handler(event, context): return event['n']\n"),
-		python("four", "import time, socket\ndef handler(event, context):\n    time.sleep(0.3)\n    return socket.gethostname()\n"),
+		python("four", "import time, socket\ndef handler(event, context):\n    time.sleep(1)\n    return socket.gethostname()\n"),
 	))
 	p.deploy()
 	var wg sync.WaitGroup
