@@ -51,27 +51,31 @@ type echoServer struct {
 }
 
 func startEcho(socket string) (*echoServer, error) {
-	cmd := exec.Command("/proc/self/exe", "echo", socket)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	stdin, err := cmd.StdinPipe()
+	cmd, stdin, stdout, err := startSelf("echo", socket)
 	if err != nil {
 		return nil, err
 	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+	line, err := stdout.ReadString('\n')
 	e := &echoServer{cmd: cmd, stdin: stdin, tcp: strings.TrimSpace(line), unix: socket}
 	if err != nil {
 		e.close()
 		return nil, fmt.Errorf("the echo server did not start: %w", err)
 	}
 	return e, nil
+}
+
+// startSelf runs a server of this program in a process of its own, which ends with its standard input.
+func startSelf(args ...string) (cmd *exec.Cmd, stdin io.Closer, stdout *bufio.Reader, err error) {
+	cmd = exec.Command("/proc/self/exe", args...)
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, &syscall.SysProcAttr{Setsid: true}
+	if stdin, err = cmd.StdinPipe(); err != nil {
+		return nil, nil, nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return cmd, stdin, bufio.NewReader(out), cmd.Start()
 }
 
 func (e *echoServer) close() {

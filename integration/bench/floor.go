@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -213,22 +212,15 @@ func startFloor(function string, count int) (f *floor, err error) {
 			f.close()
 		}
 	}()
-	cmd := exec.Command("/proc/self/exe", "floor")
-	cmd.Stderr, cmd.SysProcAttr = os.Stderr, &syscall.SysProcAttr{Setsid: true}
-	if f.stdin, err = cmd.StdinPipe(); err != nil {
-		return f, err
-	}
-	stdout, err := cmd.StdoutPipe()
+	cmd, stdin, stdout, err := startSelf("floor")
 	if err != nil {
 		return f, err
 	}
-	if err := cmd.Start(); err != nil {
-		return f, err
-	}
+	f.stdin = stdin
 	f.cmds = append(f.cmds, cmd)
 	var addresses []string
-	for r := bufio.NewReader(stdout); len(addresses) < 2; {
-		line, err := r.ReadString('\n')
+	for len(addresses) < 2 {
+		line, err := stdout.ReadString('\n')
 		if err != nil {
 			return f, fmt.Errorf("the minimal gateway did not start: %w", err)
 		}
