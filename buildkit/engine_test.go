@@ -107,10 +107,10 @@ func startEngine(bin string) (_ *engine, err error) {
 	if err := e.spawn(bin, "containerd"); err != nil {
 		return nil, err
 	}
-	if err := poll(func() (err error) {
-		e.client, err = containerd.New(sock, containerd.WithDefaultNamespace(testNamespace), containerd.WithTimeout(time.Second))
-		return err
-	}); err != nil {
+	if e.client, err = containerd.New(sock, containerd.WithDefaultNamespace(testNamespace), containerd.WithTimeout(time.Second)); err != nil {
+		return nil, err
+	}
+	if err := poll(func() error { _, err := e.client.Version(context.Background()); return err }); err != nil {
 		return nil, e.withLog("containerd", err)
 	}
 	if err := e.spawn(bin, "buildkitd"); err != nil {

@@ -109,10 +109,14 @@ func startContainerd(bin string) error {
 	return poll(func() error {
 		c, err := containerd.New(sock, containerd.WithTimeout(time.Second))
 		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Version(context.Background()); err != nil { // New connects to nothing
 			text, _ := os.ReadFile(dir + "/log")
 			return fmt.Errorf("%w\n%s", err, text)
 		}
-		return c.Close()
+		return nil
 	})
 }
 

@@ -119,7 +119,22 @@ disabled_plugins = ["io.containerd.grpc.v1.cri","io.containerd.cri.v1.runtime","
 	if err := buildGo(dir+"/lfx-init", "../../cmd/lfx-init"); err != nil {
 		return nil, err
 	}
+	if err := e.answers(30 * time.Second); err != nil {
+		return nil, err
+	}
 	return e, e.importImage()
+}
+
+// answers waits until containerd answers; making a client connects to nothing.
+func (e *testEngine) answers(limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for {
+		_, err := e.client.Version(context.Background())
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // startOnOwnThread starts a command whose Pdeathsig must mean the end of this process: the kernel sends it when the starting
