@@ -478,6 +478,7 @@ func (d *Daemon) serve(context.Context) error {
 	d.group.Go(d.watchdog)
 	d.group.Go(d.runJudge)
 	d.group.Go(d.watchMemory)
+	d.group.Go(d.returnMemory)
 	return nil
 }
 

@@ -79,7 +79,7 @@ func kernelMiB() float64 {
 
 // addIdleMemory notes PSS and RSS of lfxd and its engine.
 func (r *results) addIdleMemory(when string, d *daemonUnderTest) {
-	time.Sleep(2 * time.Second) // what was started is done with its start by then
+	time.Sleep(12 * time.Second) // idle means twice the five seconds after which lfxd gives memory back
 	total := map[string]float64{}
 	parts := map[string]map[string]float64{"PSS": {}, "RSS": {}}
 	for _, p := range d.processes() {
