@@ -215,7 +215,7 @@ func TestVersionThatIsBeingDeployedIsNotCalled(t *testing.T) {
 	key := function.Key{Environment: shop, Function: "hello"}
 	final := w.store.View().Version(key, 2).Image
 	final.Name = "localhost/final"
-	if err := w.store.SetImage(t.Context(), key, 2, final); err != nil {
+	if err := w.store.SetImages(t.Context(), shop, []store.VersionImage{{Function: "hello", Number: 2, Image: final}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.store.KeepRelease(t.Context(), shop, next.Number); err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -177,15 +176,19 @@ func (a *app) watched(ctx context.Context, mode progressMode, canceling string, 
 
 // printDeploy shows what a deploy or a rollback did.
 func (a *app) printDeploy(r *api.DeployResult, plan deployPlan) {
+	shown := map[string]bool{}
 	if len(r.Functions) > 0 {
 		t := &table{head: []string{"FUNCTION", "VERSION", "CHANGE", "ENDPOINT"}}
+		find := endpointFinder(r.Endpoints)
 		for _, f := range r.Functions {
-			t.add(text("%s", f.Name), text("%s", number(f.Version)), cell{f.Change, changeColour(f.Change)}, text("%s", endpointOf(f, r.Endpoints)))
+			e := find(f)
+			shown[e] = true
+			t.add(text("%s", f.Name), text("%s", number(f.Version)), cell{f.Change, changeColour(f.Change)}, text("%s", e))
 		}
 		a.print(t)
 	}
 	for _, e := range r.Endpoints {
-		if !slices.ContainsFunc(r.Functions, func(f api.DeployFunction) bool { return endpointOf(f, r.Endpoints) == e }) {
+		if !shown[e] {
 			fmt.Fprintf(a.stdout, "also %s\n", e)
 		}
 	}
@@ -260,21 +263,30 @@ func changeColour(change string) colour {
 	return plain
 }
 
-// endpointOf finds a function's URL among the endpoints, which are for people: by its own port
+// endpointFinder finds a function's URL among the endpoints, which are for people: by its own port
 // first, then by its name in the path.
-func endpointOf(f api.DeployFunction, endpoints []string) string {
-	byName := ""
+func endpointFinder(endpoints []string) func(api.DeployFunction) string {
+	byPort, byName := map[string]string{}, map[string]string{}
+	add := func(m map[string]string, key, endpoint string) {
+		if _, ok := m[key]; !ok { // the first one counts
+			m[key] = endpoint
+		}
+	}
 	for _, e := range endpoints {
 		u, err := url.Parse(e)
 		if err != nil {
 			continue
 		}
-		if f.Port != 0 && u.Port() == strconv.Itoa(f.Port) {
-			return e
-		}
-		if byName == "" && strings.Contains(u.Path+"/", "/functions/"+f.Name+"/") {
-			byName = e
+		add(byPort, u.Port(), e)
+		if _, rest, ok := strings.Cut(u.Path, "/functions/"); ok {
+			name, _, _ := strings.Cut(rest, "/")
+			add(byName, name, e)
 		}
 	}
-	return byName
+	return func(f api.DeployFunction) string {
+		if e, ok := byPort[strconv.Itoa(f.Port)]; ok && f.Port != 0 {
+			return e
+		}
+		return byName[f.Name]
+	}
 }

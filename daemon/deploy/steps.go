@@ -231,40 +231,48 @@ func domainImage(info image.Info) function.Image {
 // publish gives new versions their final images (annotated, named v<N>, context stored, unpacked) and
 // every function of the release its r<N> name.
 func (j *job) publish(ctx context.Context, rec *store.Recorded) error {
+	var images []store.VersionImage
+	contexts := map[string]string{} // by mirror: functions often share a folder
 	for i, v := range rec.Versions {
 		if !rec.New[i] {
 			continue
 		}
-		if err := j.publishVersion(ctx, j.parts[i], v, rec.Release); err != nil {
+		img, err := j.publishVersion(ctx, j.parts[i], v, rec.Release, contexts)
+		if err != nil {
 			return fmt.Errorf("function %s: %w", v.Function, err)
 		}
+		images = append(images, store.VersionImage{Function: v.Function, Number: v.Number, Image: img})
+	}
+	if err := j.opts.Store.SetImages(ctx, rec.Release.Environment, images); err != nil {
+		return err
 	}
 	return j.tagRelease(ctx, &rec.Release, j.versionsOf(rec.Release))
 }
 
-func (j *job) publishVersion(ctx context.Context, p *part, v *function.Version, rel function.Release) error {
+// publishVersion makes the final image of one version. contexts has the digests of the mirrors that are stored.
+func (j *job) publishVersion(ctx context.Context, p *part, v *function.Version, rel function.Release, contexts map[string]string) (img function.Image, err error) {
 	name := versionName(j.opts.RegistryHost, v)
 	info, err := j.opts.Images.Annotate(ctx, p.temp, j.annotations(p, v, rel), name)
 	if err != nil {
-		return err
+		return img, err
 	}
 	failpoint.Here("deploy.annotated")
-	img := p.image
+	img = p.image
 	img.Name, img.Digest = name, info.Digest.String()
 	if p.mirror != "" {
-		if img.Context, err = j.storeContext(ctx, p.mirror); err != nil {
-			return fmt.Errorf("store the build context: %w", err)
+		if contexts[p.mirror] == "" {
+			if contexts[p.mirror], err = j.storeContext(ctx, p.mirror); err != nil {
+				return img, fmt.Errorf("store the build context: %w", err)
+			}
 		}
+		img.Context = contexts[p.mirror]
 		img.Build = p.spec.Build
 	}
 	failpoint.Here("deploy.stored")
 	if err := j.opts.Images.Unpack(ctx, name); err != nil {
-		return err
+		return img, err
 	}
-	if err := failpoint.Error("deploy.unpacked"); err != nil {
-		return err
-	}
-	return j.opts.Store.SetImage(ctx, v.Key, v.Number, img)
+	return img, failpoint.Error("deploy.unpacked")
 }
 
 // annotations are the facts of the manifest: the stable ones again, and the volatile ones.

@@ -96,25 +96,42 @@ func (c conn) putRelease(environmentID int64, r *function.Release) error {
 	return c.put(releaseTable, environmentID, int64(r.Number), string(r.State), r.Default, toJSON(r.Source), toNano(r.Created), toNano(r.Activated))
 }
 
-// SetImage replaces the image of a version: annotations that carry its number are written after
-// numbering and change the digest. Only while every release that has the version is still
-// recorded; ErrFailedPrecondition later, because then the version is immutable.
-func (s *Store) SetImage(ctx context.Context, key function.Key, number int, image function.Image) error {
+// SetImages replaces the images of versions of one environment, all or none: annotations that carry a version's
+// number are written after numbering and change the digest. Only while every release that has the
+// version is still recorded; ErrFailedPrecondition later, because then the version is immutable. Errors too:
+// ErrNotFound.
+func (s *Store) SetImages(ctx context.Context, environment function.Environment, images []VersionImage) error {
+	if len(images) == 0 {
+		return nil
+	}
 	return s.write(ctx, func(v *Snapshot) (int64, error) {
-		old := v.Version(key, number)
-		if old == nil {
-			return 0, notFound("version %s:%d", key, number)
-		}
-		env := v.all[key.Environment]
-		for _, r := range env.releases {
-			if n, ok := r.Versions[key.Function]; ok && n == number && r.State != function.ReleaseRecorded {
-				return 0, precondition("version %s is part of release %d, which is %s", old, r.Number, r.State)
+		env := v.all[environment]
+		for _, i := range images {
+			key := function.Key{Environment: environment, Function: i.Function}
+			old := v.Version(key, i.Number)
+			if old == nil {
+				return 0, notFound("version %s:%d", key, i.Number)
+			}
+			for _, r := range env.releases {
+				if n, ok := r.Versions[i.Function]; ok && n == i.Number && r.State != function.ReleaseRecorded {
+					return 0, precondition("version %s is part of release %d, which is %s", old, r.Number, r.State)
+				}
+			}
+			changed := *old
+			changed.Image = i.Image
+			if err := s.conn.putVersion(env.functions[i.Function].id, &changed); err != nil {
+				return 0, statementError(err)
 			}
 		}
-		changed := *old
-		changed.Image = image
-		return env.id, statementError(s.conn.putVersion(env.functions[key.Function].id, &changed))
+		return env.id, nil
 	})
+}
+
+// VersionImage is the image of one version.
+type VersionImage struct {
+	Function string
+	Number   int
+	Image    function.Image
 }
 
 // Activate makes the release the active one; the one that was becomes superseded and the previous one, in

@@ -22,7 +22,7 @@ type Store interface {
 	BeginDeploy(ctx context.Context, d store.Deploy) error
 	EndDeploy(ctx context.Context, id string) error
 	RecordRelease(ctx context.Context, n store.NewRelease) (store.Recorded, error)
-	SetImage(ctx context.Context, key function.Key, number int, image function.Image) error
+	SetImages(ctx context.Context, environment function.Environment, images []store.VersionImage) error
 	Activate(ctx context.Context, env function.Environment, number int) error
 	FailRelease(ctx context.Context, env function.Environment, number int) (store.Dropped, error)
 	ForgetReleases(ctx context.Context, env function.Environment, keep int, inUse store.InUse) (store.Dropped, error)
@@ -54,7 +54,7 @@ func Suite(t *testing.T, open func(t *testing.T, dir string) Store) {
 		"ActivateSupersedes":          activateSupersedes,
 		"IllegalTransitions":          illegalTransitions,
 		"FailForgetsButNeverReuses":   failForgets,
-		"SetImageOnlyWhileRecorded":   setImage,
+		"SetImagesOnlyWhileRecorded":  setImages,
 		"ForgetKeepsActive":           forgetKeepsActive,
 		"RemoveKeepsCounters":         removeKeepsCounters,
 		"DeploysOneByOne":             deploysOneByOne,
@@ -332,13 +332,20 @@ func failForgets(t *testing.T, w *world) {
 	}
 }
 
-func setImage(t *testing.T, w *world) {
+func setImages(t *testing.T, w *world) {
 	ctx := t.Context()
-	r := w.record(store.NewRelease{Environment: Env, Functions: []store.NewFunction{Fn("a", "sha256:one")}})
+	r := w.record(store.NewRelease{Environment: Env, Functions: []store.NewFunction{Fn("a", "sha256:one"), Fn("b", "sha256:b")}})
 	key, image := r.Versions[0].Key, r.Versions[0].Image
 	image.Digest = "sha256:annotated"
-	if err := w.SetImage(ctx, key, 1, image); err != nil {
+	set := func(images ...store.VersionImage) error { return w.SetImages(ctx, Env, images) }
+	if err := set(); err != nil {
+		t.Errorf("no image: %v", err)
+	}
+	if err := set(store.VersionImage{Function: "a", Number: 1, Image: image}, store.VersionImage{Function: "b", Number: 1, Image: image}); err != nil {
 		t.Fatal(err)
+	}
+	if got := w.View().Version(function.Key{Environment: Env, Function: "b"}, 1).Image.Digest; got != "sha256:annotated" {
+		t.Errorf("digest of b = %s", got)
 	}
 	if got := w.View().Version(key, 1).Image.Digest; got != "sha256:annotated" {
 		t.Errorf("digest = %s", got)
@@ -346,11 +353,16 @@ func setImage(t *testing.T, w *world) {
 	if r.Versions[0].Image.Digest != "sha256:one" {
 		t.Error("the version that was handed out changed")
 	}
-	if err := w.SetImage(ctx, key, 2, image); !errdefs.IsNotFound(err) {
+	other := image
+	other.Digest = "sha256:other"
+	if err := set(store.VersionImage{Function: "a", Number: 1, Image: other}, store.VersionImage{Function: "b", Number: 2, Image: other}); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown version: %v", err)
 	}
+	if got := w.View().Version(key, 1).Image.Digest; got != "sha256:annotated" {
+		t.Errorf("after a refusal the digest = %s", got)
+	}
 	w.activate(Env, 1)
-	if err := w.SetImage(ctx, key, 1, image); !errdefs.IsFailedPrecondition(err) {
+	if err := set(store.VersionImage{Function: "a", Number: 1, Image: image}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("an active version was changed: %v", err)
 	}
 }
