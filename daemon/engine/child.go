@@ -23,7 +23,11 @@ const (
 	calm         = 10 * time.Second // a child that ran this long starts over at firstBackoff
 	stopGrace    = 10 * time.Second // between SIGTERM and SIGKILL
 	adoptTimeout = 5 * time.Second
+	stackTimeout = 2 * time.Second // for a program that does not answer to write where it hangs
 )
+
+// errSilent is of a program that runs and does not answer in time.
+var errSilent = fmt.Errorf("it runs but does not answer: %w", errdefs.ErrUnavailable)
 
 // Phase is where a child is in its life; doc.go draws the moves.
 type Phase string
@@ -142,8 +146,18 @@ func (c *child) adopt(ctx context.Context) bool {
 }
 
 // launch ends what may run under this configuration, starts the program and waits until it
-// answers. On an error nothing of it runs.
-func (c *child) launch(ctx context.Context) (err error) {
+// answers. On an error nothing of it runs. One that is silent for a third of the time is started once more, and then has all
+// of it: containerd has been seen to hang once in some thousand starts, before it listened.
+func (c *child) launch(ctx context.Context) error {
+	err := c.launchOnce(ctx, c.timeout/3)
+	if !errors.Is(err, errSilent) || ctx.Err() != nil {
+		return err
+	}
+	c.logger.Warn("a child does not answer, starting it once more", "child", c.name, "after", c.timeout/3, "log", c.log)
+	return c.launchOnce(ctx, c.timeout)
+}
+
+func (c *child) launchOnce(ctx context.Context, timeout time.Duration) (err error) {
 	if err := endCommands(ctx, filepath.Base(c.bin), c.config, stopGrace); err != nil {
 		return fmt.Errorf("end the earlier %s: %w", c.name, err)
 	}
@@ -174,10 +188,14 @@ func (c *child) launch(ctx context.Context) (err error) {
 		return err
 	}
 	raiseFileLimit(p.pid)
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := c.awaitAnswer(ctx, p); err != nil {
-		return fmt.Errorf("%s did not start: %w; the end of %s:\n%s", c.name, err, c.log, lastLines(c.log, from, 5))
+		err = fmt.Errorf("%s did not start: %w; the end of %s:\n%s", c.name, err, c.log, lastLines(c.log, from, 5))
+		if errors.Is(err, errSilent) {
+			p.dump(stackTimeout)
+		}
+		return err
 	}
 	c.set(Running, p, nil)
 	c.logger.Info("started a child", "child", c.name, "pid", p.pid)
@@ -201,6 +219,7 @@ func (c *child) remember(p *process) error {
 func (c *child) awaitAnswer(ctx context.Context, p *process) error {
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		probe, cancel := context.WithTimeout(ctx, 2*time.Second)
 		err := c.probe(probe)
@@ -208,11 +227,14 @@ func (c *child) awaitAnswer(ctx context.Context, p *process) error {
 		if err == nil {
 			return c.ready()
 		}
+		if last == nil || ctx.Err() == nil { // the end of ctx says nothing about the child
+			last = err
+		}
 		select {
 		case <-p.done:
 			return fmt.Errorf("it ended: %s", p.exit)
 		case <-ctx.Done():
-			return fmt.Errorf("it runs but does not answer (%w): %w", err, errdefs.ErrUnavailable)
+			return fmt.Errorf("%w (%w)", errSilent, last)
 		case <-tick.C:
 		}
 	}

@@ -44,7 +44,7 @@ type Config struct {
 
 	DNS []string // name servers of build containers; empty means the host's, as BuildKit reads them
 
-	StartTimeout time.Duration // for each child to answer; 60 s
+	StartTimeout time.Duration // for each child to answer; 60 s. After a third of it a silent one is started once more
 	MaxLogSize   int64         // bytes of a log file before it is rotated; 16 MiB
 
 	Log *slog.Logger // required

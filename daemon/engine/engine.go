@@ -102,7 +102,7 @@ func childEnv(c *Config) []string {
 }
 
 // Start writes the configuration, starts or adopts both children, and returns when both answer, at
-// the latest after twice StartTimeout. On an error nothing that it started runs any more. The
+// the latest after three times StartTimeout. On an error nothing that it started runs any more. The
 // children are started again when they die until Close, Detach or Purge; ctx bounds Start alone.
 func (e *Engine) Start(ctx context.Context) (err error) {
 	if e.cancel != nil {

@@ -151,6 +151,17 @@ func (p *process) stop(ctx context.Context, grace time.Duration) error {
 	}
 }
 
+// dump makes a Go program write the stacks of its goroutines to its log, which ends it. It waits for that as long as d.
+func (p *process) dump(d time.Duration) {
+	if p.signal(unix.SIGQUIT) != nil {
+		return
+	}
+	select {
+	case <-p.done:
+	case <-time.After(d):
+	}
+}
+
 // detach stops watching and leaves the process running.
 func (p *process) detach() { p.fd.Close() }
 

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -309,6 +311,48 @@ func TestLastLines(t *testing.T) {
 		if got := lastLines(path, c.from, c.n); got != c.want {
 			t.Errorf("lastLines(%d, %d) = %q, want %q", c.from, c.n, got, c.want)
 		}
+	}
+}
+
+// TestASilentChildIsStartedOnceMore has a program that hangs when it is started for the first time, or always.
+func TestASilentChildIsStartedOnceMore(t *testing.T) {
+	for name, answersFrom := range map[string]int{"once": 2, "always": 99} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			starts, answers := filepath.Join(dir, "starts"), filepath.Join(dir, "answers")
+			script := fmt.Sprintf("#!/bin/sh\ntrap 'echo stacks; exit 2' QUIT\necho x >>%s\n[ $(wc -l <%s) -lt %d ] || : >%s\nwhile :; do sleep 0.05; done\n", starts, starts, answersFrom, answers)
+			bin := filepath.Join(dir, "silent-child")
+			if err := os.WriteFile(bin, []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			c := &child{
+				name: "silent-child", bin: bin, config: filepath.Join(dir, "config"), env: []string{"PATH=/usr/bin:/bin"},
+				log: filepath.Join(dir, "log"), record: filepath.Join(dir, "record"), maxLog: 1 << 20, timeout: 3 * time.Second,
+				probe: func(context.Context) error { _, err := os.Stat(answers); return err }, ready: func() error { return nil },
+				logger: slog.New(slog.DiscardHandler),
+			}
+			err := c.launch(t.Context())
+			state := c.State()
+			if err := c.stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+			if n, _ := os.ReadFile(starts); string(n) != "x\nx\n" {
+				t.Errorf("started %q times", n)
+			}
+			if log, _ := os.ReadFile(c.log); !strings.Contains(string(log), "stacks") {
+				t.Errorf("it was not asked where it hangs: %q", log)
+			}
+			if name == "once" {
+				if err != nil || state.Phase != Running {
+					t.Errorf("launch = %v, state %+v", err, state)
+				}
+				return
+			}
+			if err == nil || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no such file") || state.Phase != Stopped {
+				t.Errorf("launch = %v, state %+v", err, state)
+			}
+		})
 	}
 }
 

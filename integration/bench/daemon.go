@@ -44,8 +44,8 @@ const (
 	defaultSandboxes = 4
 )
 
-func startDaemon(o options) (d *daemonUnderTest, err error) {
-	d = &daemonUnderTest{
+func startDaemon(o options) (*daemonUnderTest, error) {
+	d := &daemonUnderTest{
 		o: o, state: fmt.Sprintf("/var/lib/lfxd-bench-%d", os.Getpid()), run: fmt.Sprintf("/run/lfxb%d", os.Getpid()),
 		cgroup: fmt.Sprintf("/lfxb%d", os.Getpid()), arms: fmt.Sprintf("/run/lfxb%d-arms", os.Getpid()),
 		sandboxes: defaultSandboxes,
@@ -67,24 +67,28 @@ func startDaemon(o options) (d *daemonUnderTest, err error) {
 	if err := os.WriteFile(d.config, []byte(d.toml()), 0o600); err != nil {
 		return nil, err
 	}
+	var err error
 	if d.client, err = client.New("unix://" + d.run + "/lfxd.sock"); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			d.showLog()
-			err = errors.Join(err, d.finish())
-		}
-	}()
-	if err := d.launch(); err != nil {
-		return nil, err
-	}
-	for _, name := range []string{"provided", "python", "nodejs"} {
-		if _, err := d.ctr("images", "import", "--local", filepath.Join(o.root, "build/images", name+".tar")); err != nil {
-			return nil, err
-		}
+	if err := d.begin(); err != nil {
+		d.showLog()
+		return nil, errors.Join(err, d.finish())
 	}
 	return d, nil
+}
+
+// begin starts lfxd and gives it the base images.
+func (d *daemonUnderTest) begin() error {
+	if err := d.launch(); err != nil {
+		return err
+	}
+	for _, name := range []string{"provided", "python", "nodejs"} {
+		if _, err := d.ctr("images", "import", "--local", filepath.Join(d.o.root, "build/images", name+".tar")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // toml is the default configuration but for private paths and the stand-ins for AWS's base images.
