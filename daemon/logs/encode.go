@@ -32,21 +32,33 @@ func appendEntry(b []byte, e *Entry) []byte {
 
 func appendMember(b []byte, name, value string) []byte {
 	b = append(append(b, name...), '"')
-	start := len(b)
+	start, from := len(b), 0 // value[:from] is in b
 	for i := range len(value) {
-		switch c := value[i]; {
-		case c == '"' || c == '\\':
+		c := value[i]
+		if plain[c] {
+			continue
+		}
+		b = append(b, value[from:i]...)
+		from = i + 1
+		switch c {
+		case '"', '\\':
 			b = append(b, '\\', c)
-		case c == '\t': // REPORT has them
+		case '\t': // REPORT has them
 			b = append(b, '\\', 't')
-		case c < ' ' || c > '~': // encoding/json knows how
+		default: // encoding/json knows how
 			return appendString(b[:start-1], value)
-		default:
-			b = append(b, c)
 		}
 	}
-	return append(b, '"')
+	return append(append(b, value[from:]...), '"')
 }
+
+// plain are the bytes that stand for themselves in a JSON string.
+var plain = func() (t [256]bool) {
+	for c := byte(' '); c <= '~'; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
 
 // appendString appends any string.
 func appendString(b []byte, value string) []byte {

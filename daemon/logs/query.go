@@ -117,7 +117,7 @@ func (st *stream) entries(q *Query, f *follower) (iter.Seq2[Entry, error], error
 	st.writing.Lock()
 	segments, err := st.disk.snapshot()
 	st.mu.Lock()
-	pending := st.pending
+	pending := slices.Clone(st.pending) // the writer uses the array again
 	if f != nil {
 		f.known[st.key] = st.seq
 	}

@@ -73,6 +73,7 @@ type Store struct {
 
 	followers atomic.Pointer[[]*follower] // replaced as a whole under mu
 	failing   atomic.Bool                 // the disk did not take the last batch
+	buffers   sync.Pool                   // of *[]byte: encoded batches
 	seq       atomic.Int64                // numbers entries, so that a query tells history from what is live
 
 	mu      sync.RWMutex // guards streams, closed and replacing followers; taken before a stream's own
@@ -239,7 +240,18 @@ func (s *Store) write(st *stream) error {
 	defer st.writing.Unlock()
 	st.mu.Lock()
 	left := len(st.pending)
+	if left == 0 {
+		st.pending = nil // nothing came since the last time: gives the array back
+	}
 	st.mu.Unlock()
+	if left == 0 {
+		return nil
+	}
+	buf, _ := s.buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	defer s.buffers.Put(buf)
 	for left > 0 {
 		st.mu.Lock()
 		batch := st.pending[:min(left, len(st.pending))]
@@ -247,8 +259,9 @@ func (s *Store) write(st *stream) error {
 		if len(batch) == 0 {
 			return nil // removed
 		}
-		data, n := encode(batch, s.opts.SegmentBytes)
-		if err := st.disk.write(data, s.opts.SegmentBytes, s.opts.MaxBytesPerFunction); err != nil {
+		n := 0
+		*buf, n = encode((*buf)[:0], batch, s.opts.SegmentBytes)
+		if err := st.disk.write(*buf, s.opts.SegmentBytes, s.opts.MaxBytesPerFunction); err != nil {
 			return err
 		}
 		left -= n
@@ -257,8 +270,8 @@ func (s *Store) write(st *stream) error {
 	return nil
 }
 
-// encode returns the first entries as lines, at least one and at most about limit bytes.
-func encode(entries []Entry, limit int64) (data []byte, n int) {
+// encode appends the first entries to data as lines, at least one and at most about limit bytes.
+func encode(data []byte, entries []Entry, limit int64) (_ []byte, n int) {
 	for n < len(entries) && (n == 0 || int64(len(data)) < limit/2) {
 		data = appendEntry(data, &entries[n])
 		n++
@@ -277,7 +290,9 @@ func (st *stream) written(n int) {
 	for i := range n {
 		st.bytes -= cost(&st.pending[i])
 	}
-	st.pending = slices.Clone(st.pending[n:]) // gives the old array back
+	rest := copy(st.pending, st.pending[n:]) // the array is filled again soon
+	clear(st.pending[rest:])
+	st.pending = st.pending[:rest]
 	if st.lines > 0 {
 		e := Entry{
 			Time: time.Now().UTC(), Key: st.key, Version: last.Version, Instance: last.Instance, Stream: StreamPlatform,

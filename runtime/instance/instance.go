@@ -80,8 +80,10 @@ type Instance struct {
 	peak  uint64
 	letGo bool // release has begun
 	// measured is when peak was computed, watermark what the kernel's was then.
+	// looked is when the watermark was read last.
 	measured  time.Time
 	watermark uint64
+	looked    time.Time
 }
 
 func newInstance(m *Manager, id string) *Instance {
@@ -145,6 +147,9 @@ func (i *Instance) SetCores(cores float64) error {
 const (
 	peakInterval = 100 * time.Millisecond
 	peakStep     = 1 << 20
+	// peakPause is how long not even the watermark is read again, a hundredth of a warm call otherwise. Page faults add a few MiB in it
+	// at most, and the next look finds them.
+	peakPause = 2 * time.Millisecond
 )
 
 // PeakMemory returns the most memory in bytes that the function has used so far, as well as the kernel tells: the peak of
@@ -162,10 +167,14 @@ func (i *Instance) recentPeak() (uint64, bool) {
 	if i.peakFile == nil {
 		return 0, false
 	}
-	mark, err := cgroup.Peak(i.peakFile)
+	now := time.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	now := time.Now()
+	if now.Sub(i.looked) < peakPause {
+		return i.peak, true
+	}
+	mark, err := cgroup.Peak(i.peakFile)
+	i.looked = now
 	if err != nil || now.Sub(i.measured) > peakInterval || mark > i.watermark+peakStep {
 		if err == nil {
 			i.measured, i.watermark = now, mark
