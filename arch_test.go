@@ -35,7 +35,7 @@ var arrows = []struct{ from, to, why string }{
 		"reaches the daemon through its client only; reads the manifest, offers the sources and draws the build, all of which builds on every platform"},
 	{"cmd/lfx-init", "runtime/lfxinit", "only calls Main"},
 	{"daemon/...", "daemon/internal/failpoint", "a leaf: points at which tests kill, delay or fail the daemon; empty without its build tag"},
-	{"daemon", "daemon/... buildkit cni/... runtime/...", "the one place that knows every part and joins them"},
+	{"daemon", "daemon/... buildkit cni/... internal/procs runtime/...", "the one place that knows every part and joins them"},
 	{"daemon/api", "daemon/function", "the wire form of versions and releases is the domain's own"},
 	{"daemon/client", "daemon/api daemon/function", "speaks the wire types"},
 	{"daemon/deploy", "daemon/api daemon/function daemon/store buildkit internal/procs runtime/image", "the use case of a deploy joins record, builder and images; releases reach it as an interface"},

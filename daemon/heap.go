@@ -4,6 +4,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"lfx.dev/lfxd/internal/procs"
 )
 
 const (
@@ -29,9 +31,10 @@ func readHeap() heapState {
 	return heapState{cycles: s[0].Value.Uint64(), live: s[1].Value.Uint64(), held: s[2].Value.Uint64() + s[3].Value.Uint64() + s[4].Value.Uint64()}
 }
 
-// idle says that the heap is much larger than it needs to be and was not collected since before.
-func (s heapState) idle(before heapState) bool {
-	return s.cycles == before.cycles && s.held > s.live+heapSlack
+// idle says that the heap is much larger than it needs to be and was not collected since before. floor is what was held after memory was
+// given back last: what is left then, between objects that live, cannot be given back.
+func (s heapState) idle(before heapState, floor uint64) bool {
+	return s.cycles == before.cycles && s.held > max(s.live, floor)+heapSlack
 }
 
 // returnMemory gives back what a deploy or many starts have left on the heap. By itself Go collects nothing for two minutes when
@@ -39,7 +42,7 @@ func (s heapState) idle(before heapState) bool {
 func (d *Daemon) returnMemory() {
 	tick := time.NewTicker(heapInterval)
 	defer tick.Stop()
-	before := readHeap()
+	before, floor := readHeap(), uint64(0)
 	for {
 		select {
 		case <-d.ctx.Done():
@@ -47,10 +50,13 @@ func (d *Daemon) returnMemory() {
 		case <-tick.C:
 		}
 		now := readHeap()
-		if now.idle(before) {
+		if now.idle(before, floor) {
+			done := procs.Boost() // calls do not wait for it
 			debug.FreeOSMemory()
 			debug.FreeOSMemory() // a sync.Pool lets go of its content with the second collection
+			done()
 			now = readHeap()
+			floor = now.held
 		}
 		before = now
 	}

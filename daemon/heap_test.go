@@ -12,14 +12,17 @@ import (
 func TestHeapIdle(t *testing.T) {
 	before := heapState{cycles: 7, live: 10 << 20, held: 20 << 20}
 	for name, tc := range map[string]struct {
-		now  heapState
-		want bool
+		now   heapState
+		floor uint64
+		want  bool
 	}{
-		"little to give back":     {heapState{7, 10 << 20, 26 << 20}, false},
-		"much, and nothing to do": {heapState{7, 10 << 20, 26<<20 + 1}, true},
-		"much, but collected":     {heapState{8, 10 << 20, 60 << 20}, false},
+		"little to give back":     {heapState{7, 10 << 20, 26 << 20}, 0, false},
+		"much, and nothing to do": {heapState{7, 10 << 20, 26<<20 + 1}, 0, true},
+		"much, but collected":     {heapState{8, 10 << 20, 60 << 20}, 0, false},
+		"what cannot be given":    {heapState{7, 10 << 20, 60 << 20}, 50 << 20, false},
+		"more than that":          {heapState{7, 10 << 20, 70 << 20}, 50 << 20, true},
 	} {
-		if got := tc.now.idle(before); got != tc.want {
+		if got := tc.now.idle(before, tc.floor); got != tc.want {
 			t.Errorf("%s: idle = %v, want %v", name, got, tc.want)
 		}
 	}

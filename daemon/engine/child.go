@@ -26,7 +26,7 @@ const (
 	stackTimeout = 2 * time.Second // for a program that does not answer to write where it hangs
 )
 
-// errSilent is of a program that runs and does not answer in time.
+// errSilent is of a program that runs and did not answer before its time or its caller's context was over.
 var errSilent = fmt.Errorf("it runs but does not answer: %w", errdefs.ErrUnavailable)
 
 // Phase is where a child is in its life; doc.go draws the moves.
@@ -153,7 +153,7 @@ func (c *child) launch(ctx context.Context) error {
 	if !errors.Is(err, errSilent) || ctx.Err() != nil {
 		return err
 	}
-	c.logger.Warn("a child does not answer, starting it once more", "child", c.name, "after", c.timeout/3, "log", c.log)
+	c.logger.Warn("a child does not answer, starting it once more; its log says where it hung", "child", c.name, "after", c.timeout/3, "log", c.log, "error", err)
 	return c.launchOnce(ctx, c.timeout)
 }
 
@@ -188,11 +188,11 @@ func (c *child) launchOnce(ctx context.Context, timeout time.Duration) (err erro
 		return err
 	}
 	raiseFileLimit(p.pid)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := c.awaitAnswer(ctx, p); err != nil {
+	if err := c.awaitAnswer(limited, p); err != nil {
 		err = fmt.Errorf("%s did not start: %w; the end of %s:\n%s", c.name, err, c.log, lastLines(c.log, from, 5))
-		if errors.Is(err, errSilent) {
+		if errors.Is(err, errSilent) && ctx.Err() == nil { // else somebody wants it to end
 			p.dump(stackTimeout)
 		}
 		return err

@@ -314,34 +314,52 @@ func TestLastLines(t *testing.T) {
 	}
 }
 
-// TestASilentChildIsStartedOnceMore has a program that hangs when it is started for the first time, or always.
+// silentChild is a program that answers from its n-th start on, and hangs before. It writes "stacks" when it gets SIGQUIT, and "ready" to
+// the returned folder's file starts when it can.
+func silentChild(t *testing.T, n int, timeout time.Duration) (*child, string) {
+	t.Helper()
+	dir := t.TempDir()
+	starts, answers := filepath.Join(dir, "starts"), filepath.Join(dir, "answers")
+	script := fmt.Sprintf("#!/bin/sh\ntrap 'echo stacks; exit 2' QUIT\necho ready >>%s\n[ $(wc -l <%s) -lt %d ] || : >%s\nwhile :; do sleep 0.05; done\n", starts, starts, n, answers)
+	bin := filepath.Join(dir, "silent-child")
+	if err := os.WriteFile(bin, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := &child{
+		name: "silent-child", bin: bin, config: filepath.Join(dir, "config"), env: []string{"PATH=/usr/bin:/bin"},
+		log: filepath.Join(dir, "log"), record: filepath.Join(dir, "record"), maxLog: 1 << 20, timeout: timeout,
+		probe: func(context.Context) error { _, err := os.Stat(answers); return err }, ready: func() error { return nil },
+		logger: slog.New(slog.DiscardHandler),
+	}
+	t.Cleanup(func() {
+		if err := c.stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c, dir
+}
+
+func content(t *testing.T, dir, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil && !os.IsNotExist(err) {
+		t.Error(err)
+	}
+	return string(b)
+}
+
 func TestASilentChildIsStartedOnceMore(t *testing.T) {
-	for name, answersFrom := range map[string]int{"once": 2, "always": 99} {
+	for name, from := range map[string]int{"once": 2, "always": 99} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			starts, answers := filepath.Join(dir, "starts"), filepath.Join(dir, "answers")
-			script := fmt.Sprintf("#!/bin/sh\ntrap 'echo stacks; exit 2' QUIT\necho x >>%s\n[ $(wc -l <%s) -lt %d ] || : >%s\nwhile :; do sleep 0.05; done\n", starts, starts, answersFrom, answers)
-			bin := filepath.Join(dir, "silent-child")
-			if err := os.WriteFile(bin, []byte(script), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			c := &child{
-				name: "silent-child", bin: bin, config: filepath.Join(dir, "config"), env: []string{"PATH=/usr/bin:/bin"},
-				log: filepath.Join(dir, "log"), record: filepath.Join(dir, "record"), maxLog: 1 << 20, timeout: 3 * time.Second,
-				probe: func(context.Context) error { _, err := os.Stat(answers); return err }, ready: func() error { return nil },
-				logger: slog.New(slog.DiscardHandler),
-			}
+			c, dir := silentChild(t, from, 9*time.Second)
 			err := c.launch(t.Context())
 			state := c.State()
-			if err := c.stop(context.Background()); err != nil {
-				t.Error(err)
+			if got := content(t, dir, "starts"); got != "ready\nready\n" {
+				t.Errorf("started %q", got)
 			}
-			if n, _ := os.ReadFile(starts); string(n) != "x\nx\n" {
-				t.Errorf("started %q times", n)
-			}
-			if log, _ := os.ReadFile(c.log); !strings.Contains(string(log), "stacks") {
-				t.Errorf("it was not asked where it hangs: %q", log)
+			if got := content(t, dir, "log"); !strings.Contains(got, "stacks") {
+				t.Errorf("it was not asked where it hangs: %q", got)
 			}
 			if name == "once" {
 				if err != nil || state.Phase != Running {
@@ -353,6 +371,23 @@ func TestASilentChildIsStartedOnceMore(t *testing.T) {
 				t.Errorf("launch = %v, state %+v", err, state)
 			}
 		})
+	}
+}
+
+func TestAChildWhoseStartIsCancelledIsNotAskedForStacks(t *testing.T) {
+	c, dir := silentChild(t, 99, time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { // ends with the start of the program, or with the test's context
+		for content(t, dir, "starts") == "" && t.Context().Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+	}()
+	if err := c.launch(ctx); err == nil || c.State().Phase != Stopped {
+		t.Errorf("launch = %v, state %+v", err, c.State())
+	}
+	if starts, log := content(t, dir, "starts"), content(t, dir, "log"); starts != "ready\n" || log != "" {
+		t.Errorf("starts %q, log %q", starts, log)
 	}
 }
 

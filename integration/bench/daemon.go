@@ -176,10 +176,12 @@ func (d *daemonUnderTest) finish() error {
 	return errors.Join(err, os.RemoveAll(d.state))
 }
 
+// showLog prints the end of the logs of lfxd and its engine.
 func (d *daemonUnderTest) showLog() {
-	data, err := os.ReadFile(d.log)
-	if err == nil {
-		fmt.Fprintf(os.Stderr, "--- %s\n%s---\n", d.log, data[max(0, len(data)-8<<10):])
+	for _, path := range []string{filepath.Join(d.state, "engine/log/containerd.log"), filepath.Join(d.state, "engine/log/buildkitd.log"), d.log} {
+		if data, err := os.ReadFile(path); err == nil {
+			fmt.Fprintf(os.Stderr, "--- %s\n%s---\n", path, data[max(0, len(data)-8<<10):])
+		}
 	}
 }
 

@@ -147,9 +147,9 @@ func (i *Instance) SetCores(cores float64) error {
 const (
 	peakInterval = 100 * time.Millisecond
 	peakStep     = 1 << 20
-	// peakPause is how long not even the watermark is read again, a hundredth of a warm call otherwise. Page faults add a few MiB in it
-	// at most, and the next look finds them.
-	peakPause = 2 * time.Millisecond
+	// peakPause is how long not even the watermark is read again, a fiftieth of a warm call otherwise. A REPORT within it shows the
+	// memory of the call before; what page faults have added since, a few MiB, is in the next one.
+	peakPause = time.Millisecond
 )
 
 // PeakMemory returns the most memory in bytes that the function has used so far, as well as the kernel tells: the peak of
@@ -170,7 +170,7 @@ func (i *Instance) recentPeak() (uint64, bool) {
 	now := time.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if now.Sub(i.looked) < peakPause {
+	if now.Sub(i.looked) < peakPause && i.peak > 0 {
 		return i.peak, true
 	}
 	mark, err := cgroup.Peak(i.peakFile)
