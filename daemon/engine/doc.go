@@ -16,6 +16,9 @@
 //	   ^                                        |                         |
 //	   +------------------ Close ---------------+-------------------------+
 //
+// One that is Starting and silent for a third of StartTimeout is ended with SIGQUIT, which writes the stacks of its goroutines to its
+// log, and started once more.
+//
 // Children outlive a daemon that is killed: they have no parent-death signal, a session of their
 // own and a file for output. A record in RunDir (process id, start time, boot id, executable, hash
 // of the configuration) lets the next Start adopt them when nothing has changed and they answer;
