@@ -12,7 +12,7 @@ const (
 	// heapInterval is how long lfxd must have made so little garbage that Go did not collect it.
 	heapInterval = 5 * time.Second
 	// heapSlack is how much it may hold then beyond what is in use, in bytes.
-	heapSlack = 16 << 20
+	heapSlack = 8 << 20
 )
 
 // heapState is what Go's runtime says about the heap; reading it stops nothing.

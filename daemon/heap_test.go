@@ -16,10 +16,10 @@ func TestHeapIdle(t *testing.T) {
 		floor uint64
 		want  bool
 	}{
-		"little to give back":     {heapState{7, 10 << 20, 26 << 20}, 0, false},
-		"much, and nothing to do": {heapState{7, 10 << 20, 26<<20 + 1}, 0, true},
+		"little to give back":     {heapState{7, 10 << 20, 18 << 20}, 0, false},
+		"much, and nothing to do": {heapState{7, 10 << 20, 18<<20 + 1}, 0, true},
 		"much, but collected":     {heapState{8, 10 << 20, 60 << 20}, 0, false},
-		"what cannot be given":    {heapState{7, 10 << 20, 60 << 20}, 50 << 20, false},
+		"what cannot be given":    {heapState{7, 10 << 20, 58 << 20}, 50 << 20, false},
 		"more than that":          {heapState{7, 10 << 20, 70 << 20}, 50 << 20, true},
 	} {
 		if got := tc.now.idle(before, tc.floor); got != tc.want {
