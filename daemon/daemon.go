@@ -148,6 +148,9 @@ func (d *Daemon) onClose(f func()) { d.undo = append(d.undo, f) }
 // Close stops accepting, lets requests finish for a while, ends every instance and gives the host
 // back what was taken from it. It waits for everything.
 func (d *Daemon) Close() {
+	if d.server != nil {
+		d.server.Stop() // before requests are told of the end: those that come now had better wait for the next lfxd
+	}
 	d.cancel(errors.New("the daemon is shutting down"))
 	var stop context.CancelFunc
 	d.drain, stop = context.WithTimeout(context.Background(), drainTimeout)

@@ -479,6 +479,74 @@ func TestShutdownCutsInvocationsThatDoNotEnd(t *testing.T) {
 	e.answer("1") // nobody is there; Wait, in the scene's end, returns
 }
 
+// TestRestartLosesNoConnection: as with a socket of systemd's, which outlives the server. What a server took from the
+// backlog it answers, by its codec or by net/http; the rest waits for the next server.
+func TestRestartLosesNoConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := &script{} // answers with the event
+	addr := l.Addr().String()
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer stop()
+	requests := []string{invokeText("1"), strings.Replace(invokeText("1"), "Content-Length: 1\r\n\r\n1", "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n", 1)}
+	for i := range 8 {
+		clients.Go(func() { // ends with the test, or with the first request that gets no answer
+			for ctx.Err() == nil {
+				if err := askOnce(addr, requests[i%2]); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 200 {
+		sc := perform(t, s, l)
+		if l, err = net.FileListener(f); err != nil {
+			t.Fatal(err)
+		}
+		if err := askOnce(addr, requests[0]); err != nil { // it serves, and others' requests are under way
+			t.Fatal(err)
+		}
+		sc.server.Shutdown(context.Background())
+		sc.server.Wait()
+		if t.Failed() {
+			break
+		}
+	}
+	perform(t, s, l) // answers what still waits
+}
+
+// askOnce sends a request on a connection of its own and reads the answer.
+func askOnce(addr, text string) error {
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(nc, text); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		return fmt.Errorf("%q: %w", text, err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || string(b) != "1") {
+		err = fmt.Errorf("%q: %d %s", text, resp.StatusCode, b)
+	}
+	return err
+}
+
 // TestWaitersLearnOfTheEndOfTheDaemon: their clients may try again elsewhere.
 func TestWaitersLearnOfTheEndOfTheDaemon(t *testing.T) {
 	waiting := make(chan struct{})

@@ -27,7 +27,9 @@ type Served struct {
 	handoff        *handoff
 	slots          chan struct{} // one for each connection
 	closing        atomic.Bool
-	group          sync.WaitGroup // counts the codec's connections
+	stopped        chan struct{}  // closed with the listener
+	accepted       chan struct{}  // closed when nothing is taken from the backlog any more
+	group          sync.WaitGroup // counts the connections, but for hijacked ones
 	// forget ends the watch of the base context.
 	forget func() bool
 
@@ -46,9 +48,16 @@ func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *S
 			ErrorLog:          slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
 			BaseContext:       func(net.Listener) context.Context { return s.opts.BaseContext },
 		},
-		handoff: &handoff{conns: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()},
-		slots:   make(chan struct{}, maxConnections),
-		conns:   map[*conn]struct{}{},
+		handoff:  &handoff{conns: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()},
+		slots:    make(chan struct{}, maxConnections),
+		stopped:  make(chan struct{}),
+		accepted: make(chan struct{}),
+		conns:    map[*conn]struct{}{},
+	}
+	v.http.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed || state == http.StateHijacked {
+			v.group.Done() // see serveConn
+		}
 	}
 	v.forget = context.AfterFunc(s.opts.BaseContext, v.hurry)
 	return v
@@ -72,12 +81,14 @@ func (v *Served) scope() (scope gateway.Scope) {
 }
 
 // accept takes connections until the listener is closed. Where there are too many, the others wait in the
-// backlog.
+// backlog. One that was taken is served, also when the listener closes meanwhile: its client may have sent a
+// request, which would be lost.
 func (v *Served) accept() {
+	defer close(v.accepted)
 	for {
 		select {
 		case v.slots <- struct{}{}:
-		case <-v.handoff.done:
+		case <-v.stopped:
 			return
 		}
 		nc, err := v.acceptOne()
@@ -87,10 +98,7 @@ func (v *Served) accept() {
 			}
 			return
 		}
-		if !v.admit(nc) {
-			nc.Close() //nolint:errcheck // nothing was served
-			return
-		}
+		v.admit(nc)
 	}
 }
 
@@ -105,23 +113,19 @@ func (v *Served) acceptOne() (net.Conn, error) {
 		v.server.opts.Log.Warn("cannot accept connections", "address", v.listener.Addr().String(), "error", err)
 		select {
 		case <-time.After(wait):
-		case <-v.handoff.done:
+		case <-v.stopped:
 			return nil, err
 		}
 	}
 }
 
-// admit starts a connection's goroutine; false when the listener is closing.
-func (v *Served) admit(nc net.Conn) bool {
+// admit starts a connection's goroutine.
+func (v *Served) admit(nc net.Conn) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.closing.Load() {
-		return false
-	}
 	c := newConn(v, nc)
 	v.conns[c] = struct{}{}
 	v.group.Go(func() { v.serveConn(c) }) // ends with the connection, or when net/http has it
-	return true
 }
 
 // serveConn runs one connection up to its end, or up to the first request that the codec does not take.
@@ -134,8 +138,12 @@ func (v *Served) serveConn(c *conn) {
 	delete(v.conns, c) // nobody wakes it any more
 	v.mu.Unlock()
 	rc := &resumed{Conn: c.nc, prefix: c.buf[c.r:c.w], slots: v.slots}
-	if err == errFallback && c.nc.SetReadDeadline(time.Time{}) == nil && v.handoff.take(rc) { //nolint:errorlint // our own value
-		return
+	if err == errFallback && c.nc.SetReadDeadline(time.Time{}) == nil { //nolint:errorlint // our own value
+		v.group.Add(1)
+		if v.handoff.take(rc) {
+			return
+		}
+		v.group.Done()
 	}
 	if c.left > 0 {
 		linger(c.nc)
@@ -184,34 +192,35 @@ func (v *Served) Retire(timeout time.Duration) {
 	})
 }
 
-// stop closes the listener and the connections that have no request.
+// stop closes the listener and the connections that wait for a further request. It is called at most once, or
+// after itself.
 func (v *Served) stop() {
+	if v.closing.Swap(true) {
+		return
+	}
+	close(v.stopped)
+	v.listener.Close() //nolint:errcheck // closed already
+	<-v.accepted
 	v.mu.Lock()
-	v.closing.Store(true)
 	for c := range v.conns {
 		c.retire()
 	}
 	v.mu.Unlock()
-	v.listener.Close() //nolint:errcheck // closed already
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	v.http.Shutdown(now) //nolint:errcheck // says only that requests are running
-	v.handoff.Close()    //nolint:errcheck // never fails; net/http may not know the listener yet
+	v.http.SetKeepAlivesEnabled(false) // closes the idle ones, others after their request
 }
 
-// finish lets requests end until ctx does, and then cuts the connections.
+// finish lets requests end until ctx does, and then cuts the connections. net/http's own Shutdown would wait for it
+// too, but drops requests that it reads meanwhile.
 func (v *Served) finish(ctx context.Context) {
 	ended := make(chan struct{})
 	v.server.group.Go(func() { defer close(ended); v.group.Wait() })
-	err := v.http.Shutdown(ctx)
 	select {
 	case <-ended:
 	case <-ctx.Done():
 		v.cut()
 	}
-	if err != nil {
-		v.http.Close() //nolint:errcheck // nothing is left to do
-	}
+	v.handoff.Close() //nolint:errcheck // never fails
+	v.http.Close()    //nolint:errcheck // nothing is left to do
 	v.forget()
 }
 

@@ -116,6 +116,17 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 	return v, nil
 }
 
+// Stop closes the listeners and returns at once. Requests that run go on; what comes now waits in the backlog of who
+// else holds a socket (systemd), for the next lfxd, and is refused elsewhere.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for v := range s.served {
+		v.stop()
+	}
+}
+
 // Shutdown stops all listeners and lets requests finish until ctx ends; then it cuts the connections.
 // A request whose function still runs ends with its instance: Wait waits for those.
 func (s *Server) Shutdown(ctx context.Context) {

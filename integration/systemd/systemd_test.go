@@ -397,7 +397,7 @@ func (m *machine) testRestart() {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var failed []string
-	calls := 0
+	calls, unavailable := 0, 0
 	for range 2 {
 		wg.Go(func() {
 			for {
@@ -409,6 +409,9 @@ func (m *machine) testRestart() {
 				out, err := m.try("curl", "-sS", "--max-time", "60", "-w", " %{http_code}", "-XPOST", invokeURL+"hello-go/invocations", "-d", `{}`)
 				mu.Lock()
 				calls++
+				if strings.HasSuffix(out, " 503") {
+					unavailable++
+				}
 				if err != nil || !strings.HasSuffix(out, " 200") && !strings.HasSuffix(out, " 503") {
 					failed = append(failed, fmt.Sprint(out, err))
 				}
@@ -422,7 +425,7 @@ func (m *machine) testRestart() {
 	m.eventually("hello-go")
 	close(stop)
 	wg.Wait()
-	m.t.Logf("%d requests while lfxd was restarted twice", calls)
+	m.t.Logf("%d requests while lfxd was restarted twice, of them %d answered by 503", calls, unavailable)
 	if len(failed) > 0 {
 		m.t.Errorf("%d of %d requests failed in a way that a client does not retry, the first: %s", len(failed), calls, failed[0])
 	}
