@@ -387,6 +387,52 @@ func TestTimesOfAConnection(t *testing.T) {
 
 const pause = 2 * time.Second
 
+// TestStopWaitsForARequestOnItsWay: a connection that was answered just now is likely to be used again, one that is
+// idle for long is not.
+func TestStopWaitsForARequestOnItsWay(t *testing.T) {
+	for name, tt := range map[string]struct {
+		idle time.Duration // before the stop
+		send time.Duration // after it; 0 for nothing
+		kept time.Duration // after it
+	}{
+		"no request":           {50 * time.Millisecond, 0, closingGrace - 50*time.Millisecond},
+		"a request":            {50 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond},
+		"idle":                 {closingGrace, 0, 0},
+		"idle for a long time": {30 * time.Second, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pl := listenOnce()
+				sc := perform(t, &script{}, pl)
+				ours, theirs := net.Pipe()
+				defer ours.Close()
+				pl.conns <- theirs
+				c := &client{t, ours, bufio.NewReader(ours)}
+				c.send(invokeText("1"))
+				c.recv()
+				time.Sleep(tt.idle)
+				sc.server.Stop()
+				stopped := time.Now()
+				if tt.send > 0 {
+					time.Sleep(tt.send)
+					c.send(invokeText("2"))
+					resp, err := http.ReadResponse(c.br, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "2" || !resp.Close {
+						t.Errorf("got %q, %v; the client learns of the end: %t", b, err, resp.Close)
+					}
+				}
+				c.closed()
+				if kept := time.Since(stopped); kept != tt.kept {
+					t.Errorf("the connection was kept for %s, want %s", kept, tt.kept)
+				}
+			})
+		})
+	}
+}
+
 // TestLongInvocationOnASilentConnection is not ended by the idle time, which begins with its answer.
 func TestLongInvocationOnASilentConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

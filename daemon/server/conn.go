@@ -235,7 +235,7 @@ func (c *conn) ready() error {
 	case c.fresh:
 		due = c.answered.Add(readHeaderTimeout)
 	case c.l.closing.Load():
-		return errDone
+		due = c.answered.Add(closingGrace)
 	}
 	return c.arm(due)
 }
@@ -456,7 +456,11 @@ func (c *conn) Drop() {
 	c.finishLocked(time.Now(), nil)
 }
 
-// retire ends the connection as soon as it has no request: the listener is closing.
+// closingGrace is how long after an answer a connection is still kept for a further request when the listener is
+// closing: one may be on its way, and would be lost. Its answer asks the client to connect anew.
+const closingGrace = 200 * time.Millisecond
+
+// retire ends the connection as soon as it has no request and is not about to have one: the listener is closing.
 func (c *conn) retire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
