@@ -3,6 +3,7 @@ package deploy
 import (
 	"archive/tar"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"lfx.dev/lfxd/daemon/api"
 	"lfx.dev/lfxd/daemon/function"
@@ -106,6 +108,46 @@ func TestFirstDeploy(t *testing.T) {
 		t.Errorf("labels %v: they must be stable", got)
 	}
 	w.consistent("after the first deploy")
+}
+
+// TestSharedFolderIsPackedOnce: functions of one folder share its archive, however many they are.
+func TestSharedFolderIsPackedOnce(t *testing.T) {
+	w := newWorld(t)
+	if err := os.MkdirAll(w.contextDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, w.contextDir(), unix.IN_CREATE); err != nil {
+		t.Fatal(err)
+	}
+	req := w.request()
+	for _, name := range []string{"c", "d"} {
+		req.Functions = append(req.Functions, function.Spec{Name: name, Build: &function.Build{Context: "a"}, Config: function.DefaultConfig()})
+	}
+	w.must(req)
+	buf := make([]byte, 64*(unix.SizeofInotifyEvent+unix.NAME_MAX+1))
+	n, err := unix.Read(watch, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := 0
+	for b := buf[:n]; len(b) > 0; packed++ {
+		b = b[unix.SizeofInotifyEvent+binary.NativeEndian.Uint32(b[12:]):]
+	}
+	if packed != 1 || len(w.contexts()) != 1 {
+		t.Errorf("the folder was packed %d times, the archives are %q", packed, w.contexts())
+	}
+	for _, name := range []string{"a", "c", "d"} {
+		v := w.store.View().Version(function.Key{Environment: shop, Function: name}, 1)
+		if got := filepath.Base(w.contextPath(v.Image.Context)); got != w.contexts()[0] {
+			t.Errorf("%s has the archive %q, want %q", name, got, w.contexts()[0])
+		}
+	}
+	w.consistent("after a deploy of one folder for three functions")
 }
 
 func TestUnchangedRedeployMakesNothing(t *testing.T) {
