@@ -74,7 +74,7 @@ func (t *daemonUnderTest) lookAtAll() (w world, err error) {
 		}
 	}
 	w.Shims = slices.DeleteFunc(processes("containerd-shim-runc-v2", t.run), func(line string) bool { return strings.Contains(line, "-id "+sharedShim) })
-	w.Addresses = files(filepath.Join(t.run, "net/ipam", t.bridge), "last_reserved_ip.0", "lock")
+	w.Addresses = t.addresses()
 	w.Attached = files(filepath.Join(t.run, "net/cni/attach"))
 	w.Instances = files(filepath.Join(t.run, "instances"))
 	w.RuncStates = withoutAnchors(files(filepath.Join(t.run, "engine/runc/lfx")))
@@ -90,6 +90,18 @@ func (t *daemonUnderTest) lookAtAll() (w world, err error) {
 	}
 	slices.Sort(w.Mounts)
 	return w, nil
+}
+
+// addresses lists the reserved addresses, each with whose it is: an instance has one before its network is recorded.
+func (t *daemonUnderTest) addresses() (all []string) {
+	dir := filepath.Join(t.run, "net/ipam", t.bridge)
+	for _, ip := range files(dir, "last_reserved_ip.0", "lock") {
+		owner, err := os.ReadFile(filepath.Join(dir, ip))
+		if err == nil {
+			all = append(all, strings.Join(append([]string{ip}, strings.Fields(string(owner))...), " "))
+		}
+	}
+	return all
 }
 
 // madeAhead is what names a sandbox that no function has yet.

@@ -287,7 +287,7 @@ func TestStopWithFiftyWarmInstances(t *testing.T) {
 		"processes":  slices.DeleteFunc(processes("", d.run), func(p string) bool { return strings.Contains(p, "lfxctl") }),
 		"interfaces": veths(d.table), "cgroups": cgroups(d.cgroup + "/fn"), "mounts": mounts(d.run),
 		"records": files(filepath.Join(d.run, "instances")), "attachments": files(filepath.Join(d.run, "net/cni/attach")),
-		"addresses": files(filepath.Join(d.run, "net/ipam", d.bridge), "last_reserved_ip.0", "lock"),
+		"addresses": d.addresses(),
 	} {
 		if len(left) > 0 {
 			t.Errorf("left are %d %s: %.2000q", len(left), what, left)
