@@ -362,7 +362,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.onClose(func() {
 		d.pools.Close(d.drain)
 		if d.server != nil { // its requests have ended with their instances
-			d.server.Wait()
+			d.close("requests", d.server.Wait)
 		}
 		d.starter.Wait()
 	})

@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -75,13 +77,35 @@ func TestKnock(t *testing.T) {
 			conn.Close()                                         //nolint:errcheck // as above
 		}
 	}()
-	if err := d.knock(); err != nil {
+	if err := d.knock(t.Context()); err != nil {
 		t.Errorf("knock: %v", err)
 	}
 	l.Close() //nolint:errcheck // ends the goroutine
 	<-done
-	if err := d.knock(); err == nil {
+	if err := d.knock(t.Context()); err == nil {
 		t.Error("knock succeeded on a socket that nobody serves")
+	}
+}
+
+// TestKnockEndsWithTheDaemon: Close waits for the watchdog, when nobody takes connections from systemd's socket any more.
+func TestKnockEndsWithTheDaemon(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "c.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d := &Daemon{bound: []boundListener{{l, server.KindControl}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- d.knock(ctx) }() // ends with ctx
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("knock ended with %v", err)
 	}
 }
 

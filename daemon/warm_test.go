@@ -188,7 +188,9 @@ func warmPath(tb testing.TB, most int) (addr string, made *rawInstances) {
 		defer cancel()
 		s.Shutdown(ctx)
 		pools.Close(ctx)
-		s.Wait()
+		if err := s.Wait(ctx); err != nil {
+			tb.Error(err)
+		}
 		starter.Wait()
 		store.Close()
 	})

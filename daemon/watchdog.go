@@ -70,7 +70,7 @@ func (d *Daemon) alive() (status string, err error) {
 	ctx, cancel := context.WithTimeout(d.ctx, partTimeout)
 	defer cancel()
 	_, engineErr := d.client.Version(ctx)
-	if err := d.knock(); err != nil {
+	if err := d.knock(d.ctx); err != nil && d.ctx.Err() == nil {
 		return "", fmt.Errorf("the control socket does not answer: %w", err)
 	}
 	if engineErr != nil {
@@ -84,22 +84,27 @@ func (d *Daemon) alive() (status string, err error) {
 	return fmt.Sprintf("%d functions, %d instances", functions, instances), nil
 }
 
-// knock sends a request through the control socket. Any answer will do.
-func (d *Daemon) knock() error {
+// knock sends a request through the control socket, and gives up when ctx ends. Any answer will do.
+func (d *Daemon) knock(ctx context.Context) error {
 	for _, l := range d.bound {
 		if l.kind != server.KindControl {
 			continue
 		}
-		conn, err := net.DialTimeout("unix", l.Addr().String(), partTimeout)
+		ctx, cancel := context.WithTimeout(ctx, partTimeout)
+		defer cancel()
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", l.Addr().String())
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(partTimeout)) //nolint:errcheck // cannot fail on a socket that was just opened
+		defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })() //nolint:errcheck // closed: nobody waits
 		if _, err := io.WriteString(conn, "HEAD / HTTP/1.1\r\nHost: lfx\r\nConnection: close\r\n\r\n"); err != nil {
 			return err
 		}
 		_, err = io.ReadFull(conn, make([]byte, len("HTTP/1.1 "+strconv.Itoa(http.StatusOK))))
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return err
 	}
 	return nil

@@ -558,10 +558,20 @@ func (d *Deployer) removeImages(ctx context.Context, dropped store.Dropped) {
 		}
 	}
 	for _, n := range names {
-		if err := d.opts.Images.Remove(ctx, n); err != nil && !errdefs.IsNotFound(err) {
-			d.opts.Log.Warn("image was not removed", "image", n, "error", err)
+		if err := d.removeImage(ctx, n); err != nil && !errdefs.IsNotFound(err) {
+			d.opts.Log.Warn("image was not removed; the next start does it", "image", n, "error", err)
+			if errors.Is(err, context.DeadlineExceeded) {
+				return // so would the others be
+			}
 		}
 	}
+}
+
+// removeImage does not wait for a containerd that hangs: ctx may have no end.
+func (d *Deployer) removeImage(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+	defer cancel()
+	return d.opts.Images.Remove(ctx, name)
 }
 
 func versionName(host string, v *function.Version) string {

@@ -186,7 +186,7 @@ func play(t *testing.T, data []byte, codec, begin bool) ([]string, []view) {
 		v.forget()
 	}
 	wg.Wait()
-	s.Wait()
+	s.Wait(t.Context())
 	if r.open != 0 {
 		t.Errorf("%d routes are open", r.open)
 	}

@@ -100,7 +100,9 @@ func perform(t testing.TB, s *script, l net.Listener) *scene {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		sc.server.Shutdown(ctx)
-		sc.server.Wait()
+		if err := sc.server.Wait(ctx); err != nil {
+			t.Error(err)
+		}
 		stop(nil)
 	})
 	return sc
@@ -155,6 +157,12 @@ func invokeText(event string, headers ...string) string {
 		head += h + "\r\n"
 	}
 	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %d\r\n\r\n%s", invokePath, head, len(event), event)
+}
+
+// chunkedText is invokeText in the form that is net/http's.
+func chunkedText(event string, headers ...string) string {
+	text := invokeText(event, append(headers, "Transfer-Encoding: chunked")...)
+	return strings.Replace(text, fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(event), event), fmt.Sprintf("\r\n%x\r\n%s\r\n0\r\n\r\n", len(event), event), 1)
 }
 
 // later is a script whose events are answered by somebody else: they come out of the channel.
@@ -390,15 +398,19 @@ const pause = 2 * time.Second
 // TestStopWaitsForARequestOnItsWay: a connection that was answered just now is likely to be used again, one that is
 // idle for long is not.
 func TestStopWaitsForARequestOnItsWay(t *testing.T) {
+	const before, after = 50 * time.Millisecond, 100 * time.Millisecond
 	for name, tt := range map[string]struct {
+		text func(event string, headers ...string) string
 		idle time.Duration // before the stop
 		send time.Duration // after it; 0 for nothing
 		kept time.Duration // after it
 	}{
-		"no request":           {50 * time.Millisecond, 0, closingGrace - 50*time.Millisecond},
-		"a request":            {50 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond},
-		"idle":                 {closingGrace, 0, 0},
-		"idle for a long time": {30 * time.Second, 0, 0},
+		"no request":           {invokeText, before, 0, closingGrace - before},
+		"a request":            {invokeText, before, after, after},
+		"idle":                 {invokeText, closingGrace, 0, 0},
+		"idle for a long time": {invokeText, 30 * time.Second, 0, 0},
+		"net/http, no request": {chunkedText, before, 0, closingGrace},
+		"net/http, a request":  {chunkedText, before, after, after},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -408,14 +420,16 @@ func TestStopWaitsForARequestOnItsWay(t *testing.T) {
 				defer ours.Close()
 				pl.conns <- theirs
 				c := &client{t, ours, bufio.NewReader(ours)}
-				c.send(invokeText("1"))
+				c.send(tt.text("1"))
 				c.recv()
 				time.Sleep(tt.idle)
-				sc.server.Stop()
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				wg.Go(func() { sc.server.Shutdown(t.Context()) })
 				stopped := time.Now()
 				if tt.send > 0 {
 					time.Sleep(tt.send)
-					c.send(invokeText("2"))
+					c.send(tt.text("2"))
 					resp, err := http.ReadResponse(c.br, nil)
 					if err != nil {
 						t.Fatal(err)
@@ -431,6 +445,34 @@ func TestStopWaitsForARequestOnItsWay(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestStopOfAConnectionThatIsWrittenTo: it is not kept for long afterwards either. The second request ends at the end
+// of the buffer, so that nothing is read, and no deadline looked at, until its answer is written.
+func TestStopOfAConnectionThatIsWrittenTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, pl := newLater(), listenOnce()
+		sc := perform(t, &l.script, pl)
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		pl.conns <- theirs
+		c := &client{t, ours, bufio.NewReader(ours)}
+		c.send(invokeText("1"))
+		l.next(t).answer("1")
+		c.recv()
+		text := invokeText(strings.Repeat("1", connBuffer))
+		text = invokeText(strings.Repeat("1", 2*connBuffer-len(text)))
+		c.send(text)
+		l.next(t).answer("2") // net.Pipe takes nothing before it is read: the connection's goroutine writes it
+		synctest.Wait()
+		sc.server.Stop()
+		c.recv()
+		stopped := time.Now()
+		c.closed()
+		if kept := time.Since(stopped); kept > closingGrace {
+			t.Errorf("the connection was kept for %s, want %s", kept, closingGrace)
+		}
+	})
 }
 
 // TestLongInvocationOnASilentConnection is not ended by the idle time, which begins with its answer.
@@ -543,7 +585,7 @@ func TestRestartLosesNoConnection(t *testing.T) {
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	defer stop()
-	requests := []string{invokeText("1"), strings.Replace(invokeText("1"), "Content-Length: 1\r\n\r\n1", "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n", 1)}
+	requests := []string{invokeText("1"), chunkedText("1")}
 	for i := range 8 {
 		clients.Go(func() { // ends with the test, or with the first request that gets no answer
 			for ctx.Err() == nil {
@@ -562,8 +604,10 @@ func TestRestartLosesNoConnection(t *testing.T) {
 		if err := askOnce(addr, requests[0]); err != nil { // it serves, and others' requests are under way
 			t.Fatal(err)
 		}
-		sc.server.Shutdown(context.Background())
-		sc.server.Wait()
+		sc.server.Shutdown(t.Context())
+		if err := sc.server.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if t.Failed() {
 			break
 		}

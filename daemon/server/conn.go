@@ -235,7 +235,7 @@ func (c *conn) ready() error {
 	case c.fresh:
 		due = c.answered.Add(readHeaderTimeout)
 	case c.l.closing.Load():
-		due = c.answered.Add(closingGrace)
+		due, c.armed = c.answered.Add(closingGrace), false
 	}
 	return c.arm(due)
 }
@@ -460,7 +460,7 @@ func (c *conn) Drop() {
 // closing: one may be on its way, and would be lost. Its answer asks the client to connect anew.
 const closingGrace = 200 * time.Millisecond
 
-// retire ends the connection as soon as it has no request and is not about to have one: the listener is closing.
+// retire makes the connection end as soon as it has no request and is not about to have one: the listener is closing.
 func (c *conn) retire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

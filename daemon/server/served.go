@@ -27,6 +27,7 @@ type Served struct {
 	handoff        *handoff
 	slots          chan struct{} // one for each connection
 	closing        atomic.Bool
+	stop           func()         // see close; the second caller waits for the first one
 	stopped        chan struct{}  // closed with the listener
 	accepted       chan struct{}  // closed when nothing is taken from the backlog any more
 	group          sync.WaitGroup // counts the connections, but for hijacked ones
@@ -41,7 +42,6 @@ func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *S
 	v := &Served{
 		server: s, listener: l, fn: fn, checked: checksHost(kind), codec: grants[kind][AccessInvoke],
 		http: &http.Server{
-			Handler:           s.handler(kind, fn),
 			ReadHeaderTimeout: readHeaderTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeaderBytes,
@@ -54,6 +54,8 @@ func newServed(s *Server, l net.Listener, kind Kind, fn func() *function.Key) *S
 		accepted: make(chan struct{}),
 		conns:    map[*conn]struct{}{},
 	}
+	v.http.Handler = s.handler(kind, fn, &v.closing)
+	v.stop = sync.OnceFunc(v.close)
 	v.http.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateClosed || state == http.StateHijacked {
 			v.group.Done() // see serveConn
@@ -192,12 +194,10 @@ func (v *Served) Retire(timeout time.Duration) {
 	})
 }
 
-// stop closes the listener and the connections that wait for a further request. It is called at most once, or
-// after itself.
-func (v *Served) stop() {
-	if v.closing.Swap(true) {
-		return
-	}
+// close closes the listener, and lets the connections end that have no request: see conn.ready, and finish for those
+// of net/http. Call stop.
+func (v *Served) close() {
+	v.closing.Store(true)
 	close(v.stopped)
 	v.listener.Close() //nolint:errcheck // closed already
 	<-v.accepted
@@ -206,7 +206,6 @@ func (v *Served) stop() {
 		c.retire()
 	}
 	v.mu.Unlock()
-	v.http.SetKeepAlivesEnabled(false) // closes the idle ones, others after their request
 }
 
 // finish lets requests end until ctx does, and then cuts the connections. net/http's own Shutdown would wait for it
@@ -214,13 +213,21 @@ func (v *Served) stop() {
 func (v *Served) finish(ctx context.Context) {
 	ended := make(chan struct{})
 	v.server.group.Go(func() { defer close(ended); v.group.Wait() })
-	select {
-	case <-ended:
-	case <-ctx.Done():
-		v.cut()
+	grace := time.NewTimer(closingGrace)
+	defer grace.Stop()
+	for idle := false; !idle; {
+		select {
+		case <-ended:
+			idle = true
+		case <-grace.C:
+			v.http.SetKeepAlivesEnabled(false) // closes the idle ones, others after their request
+		case <-ctx.Done():
+			v.cut()
+			idle = true
+		}
 	}
-	v.handoff.Close() //nolint:errcheck // never fails
 	v.http.Close()    //nolint:errcheck // nothing is left to do
+	v.handoff.Close() //nolint:errcheck // never fails; net/http may not have known it yet
 	v.forget()
 }
 

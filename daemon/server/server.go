@@ -10,12 +10,15 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -96,8 +99,11 @@ func New(opts Options) *Server {
 	return s
 }
 
-// Serve serves l in the background until Retire or Shutdown. fn is set for
-// KindPort only and names the function that the port belongs to now.
+// ErrStopped says that the server takes no listener any more.
+var ErrStopped = errors.New("the daemon is shutting down")
+
+// Serve serves l in the background until Retire, Stop or Shutdown; after the last two it closes l and returns
+// ErrStopped. fn is set for KindPort only and names the function that the port belongs to now.
 func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Served, error) {
 	if kind == KindControl {
 		l = peerListener{l, s.opts.Log}
@@ -108,7 +114,7 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 	if s.closed {
 		v.forget()
 		l.Close() //nolint:errcheck // nothing was served
-		return nil, net.ErrClosed
+		return nil, ErrStopped
 	}
 	s.served[v] = struct{}{}
 	s.group.Go(v.accept)
@@ -116,7 +122,7 @@ func (s *Server) Serve(l net.Listener, kind Kind, fn func() *function.Key) (*Ser
 	return v, nil
 }
 
-// Stop closes the listeners and returns at once. Requests that run go on; what comes now waits in the backlog of who
+// Stop closes the listeners and returns; it waits for nobody. Requests that run go on; what comes now waits in the backlog of who
 // else holds a socket (systemd), for the next lfxd, and is refused elsewhere.
 func (s *Server) Stop() {
 	s.mu.Lock()
@@ -145,14 +151,27 @@ func (s *Server) Shutdown(ctx context.Context) {
 	wg.Wait()
 }
 
-// Wait waits, after Shutdown and after the instances have ended, until nothing of the server runs.
-func (s *Server) Wait() { s.group.Wait() }
+// Wait waits, after Shutdown and after the instances have ended, until nothing of the server runs, or ctx ends.
+func (s *Server) Wait(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.group.Wait() }() // ends with the last request; the caller gives up on it earlier
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("requests are still being served: %w", context.Cause(ctx))
+	}
+}
 
 // handler decides for each request of a listener whether it may pass, and who answers it.
-func (s *Server) handler(kind Kind, fn func() *function.Key) http.Handler {
+// The client learns from the answer that the connection ends when closing says so.
+func (s *Server) handler(kind Kind, fn func() *function.Key, closing *atomic.Bool) http.Handler {
 	checked := checksHost(kind)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer s.logPanic(r)
+		if closing.Load() {
+			w.Header().Set("Connection", "close")
+		}
 		if checked && !s.browserSafe(w, r) {
 			return
 		}

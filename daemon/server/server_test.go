@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -278,6 +279,33 @@ func TestShutdownFinishesWhatRuns(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		t.Error("its listener is open")
+	}
+}
+
+// TestWaitGivesUp on a handler that does not mind that its connection is gone.
+func TestWaitGivesUp(t *testing.T) {
+	w := start(t, KindControl, nil)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	w.backend.function = func(string, function.Environment) (*api.FunctionDetail, error) {
+		close(entered)
+		<-leave
+		return &api.FunctionDetail{}, nil
+	}
+	go func() { // ends when the connection is cut
+		if resp, err := w.client.Get("http://" + w.addr + api.PathFunctions + "/f"); err == nil {
+			resp.Body.Close()
+		}
+	}()
+	<-entered
+	over, cancel := context.WithCancelCause(t.Context())
+	cancel(errTest)
+	w.server.Shutdown(over)
+	if err := w.server.Wait(over); !errors.Is(err, errTest) {
+		t.Errorf("got %v", err)
+	}
+	close(leave)
+	if err := w.server.Wait(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
