@@ -62,6 +62,7 @@ const (
 	warmTimeout       = 5 * time.Minute
 	drainTimeout      = 30 * time.Second
 	closeTimeout      = 60 * time.Second
+	requestsTimeout   = 15 * time.Second // for those that go on when their connections are cut: the undo of deploys
 	invokeMargin      = 5 * time.Second
 )
 
@@ -241,7 +242,11 @@ func (d *Daemon) openNetwork(ctx context.Context) (err error) {
 
 // close runs one step of Close with its own bound.
 func (d *Daemon) close(what string, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	d.closeWithin(closeTimeout, what, f)
+}
+
+func (d *Daemon) closeWithin(timeout time.Duration, what string, f func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := f(ctx); err != nil {
 		d.log.Error("not everything was removed; the next start or `lfxd down` finishes it", "part", what, "error", err)
@@ -362,7 +367,7 @@ func (d *Daemon) openFunctions(ctx context.Context) error {
 	d.onClose(func() {
 		d.pools.Close(d.drain)
 		if d.server != nil { // its requests have ended with their instances
-			d.close("requests", d.server.Wait)
+			d.closeWithin(requestsTimeout, "requests", d.server.Wait)
 		}
 		d.starter.Wait()
 	})

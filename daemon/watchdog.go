@@ -73,7 +73,7 @@ func (d *Daemon) alive() (status string, err error) {
 	if err := d.knock(d.ctx); err != nil && d.ctx.Err() == nil {
 		return "", fmt.Errorf("the control socket does not answer: %w", err)
 	}
-	if engineErr != nil {
+	if engineErr != nil && d.ctx.Err() == nil {
 		return "containerd is not answering, warm functions go on: " + d.engineRemedy(), nil
 	}
 	functions, instances := 0, 0
@@ -81,33 +81,35 @@ func (d *Daemon) alive() (status string, err error) {
 		functions++
 		instances += p.Stats().Instances
 	}
-	return fmt.Sprintf("%d functions, %d instances", functions, instances), nil
+	return fmt.Sprintf("%d functions, %d instances", functions, instances), d.ctx.Err() // what was cut off says nothing
 }
 
 // knock sends a request through the control socket, and gives up when ctx ends. Any answer will do.
 func (d *Daemon) knock(ctx context.Context) error {
 	for _, l := range d.bound {
-		if l.kind != server.KindControl {
-			continue
+		if l.kind == server.KindControl {
+			return knockAt(ctx, l.Addr())
 		}
-		ctx, cancel := context.WithTimeout(ctx, partTimeout)
-		defer cancel()
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", l.Addr().String())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })() //nolint:errcheck // closed: nobody waits
-		if _, err := io.WriteString(conn, "HEAD / HTTP/1.1\r\nHost: lfx\r\nConnection: close\r\n\r\n"); err != nil {
-			return err
-		}
-		_, err = io.ReadFull(conn, make([]byte, len("HTTP/1.1 "+strconv.Itoa(http.StatusOK))))
-		if err != nil && ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return err
 	}
 	return nil
+}
+
+func knockAt(ctx context.Context, addr net.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, partTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, addr.Network(), addr.String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })() //nolint:errcheck // ends what waits
+	if _, err = io.WriteString(conn, "HEAD / HTTP/1.1\r\nHost: lfx\r\nConnection: close\r\n\r\n"); err == nil {
+		_, err = io.ReadFull(conn, make([]byte, len("HTTP/1.1 "+strconv.Itoa(http.StatusOK))))
+	}
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
 }
 
 // followEngine reconciles at once when the connection to containerd is back, until Close begins: whatever ended

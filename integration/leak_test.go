@@ -97,7 +97,7 @@ func (t *daemonUnderTest) addresses() (all []string) {
 	dir := filepath.Join(t.run, "net/ipam", t.bridge)
 	for _, ip := range files(dir, "last_reserved_ip.0", "lock") {
 		owner, err := os.ReadFile(filepath.Join(dir, ip))
-		if err == nil {
+		if err == nil && len(owner) > 0 { // it is written in two steps
 			all = append(all, strings.Join(append([]string{ip}, strings.Fields(string(owner))...), " "))
 		}
 	}

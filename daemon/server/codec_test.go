@@ -395,8 +395,7 @@ func TestTimesOfAConnection(t *testing.T) {
 
 const pause = 2 * time.Second
 
-// TestStopWaitsForARequestOnItsWay: a connection that was answered just now is likely to be used again, one that is
-// idle for long is not.
+// TestStopWaitsForARequestOnItsWay: connections without a request are kept for a moment.
 func TestStopWaitsForARequestOnItsWay(t *testing.T) {
 	const before, after = 50 * time.Millisecond, 100 * time.Millisecond
 	for name, tt := range map[string]struct {
@@ -405,10 +404,9 @@ func TestStopWaitsForARequestOnItsWay(t *testing.T) {
 		send time.Duration // after it; 0 for nothing
 		kept time.Duration // after it
 	}{
-		"no request":           {invokeText, before, 0, closingGrace - before},
+		"no request":           {invokeText, before, 0, closingGrace},
 		"a request":            {invokeText, before, after, after},
-		"idle":                 {invokeText, closingGrace, 0, 0},
-		"idle for a long time": {invokeText, 30 * time.Second, 0, 0},
+		"idle for a long time": {invokeText, 30 * time.Second, after, after},
 		"net/http, no request": {chunkedText, before, 0, closingGrace},
 		"net/http, a request":  {chunkedText, before, after, after},
 	} {
@@ -653,6 +651,29 @@ func TestWaitersLearnOfTheEndOfTheDaemon(t *testing.T) {
 	if got := c.recv(); got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, "shutting down") {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// TestEventThatArrivesAtTheEndOfTheDaemon is taken whole.
+func TestEventThatArrivesAtTheEndOfTheDaemon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pl := listenOnce()
+		sc := perform(t, &script{}, pl)
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		pl.conns <- theirs
+		c := &client{t, ours, bufio.NewReader(ours)}
+		text := invokeText("1234")
+		c.send(text[:len(text)-2])
+		synctest.Wait()
+		sc.server.Stop()
+		sc.stop(errors.New("the daemon is shutting down"))
+		synctest.Wait()
+		c.send(text[len(text)-2:])
+		if got := c.recv(); got.status != http.StatusOK || got.body != "1234" {
+			t.Errorf("got %+v", got)
+		}
+		c.closed()
+	})
 }
 
 // TestPanicsEndTheirConnectionOnly, wherever they come up.

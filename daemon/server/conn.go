@@ -69,6 +69,8 @@ type conn struct {
 	// mu guards what follows, and writing. It is held across one attempt to write, never across a wait.
 	mu   sync.Mutex
 	busy bool // the gateway has a request of this connection
+	// reading says that the gateway is reading the event.
+	reading bool
 	// answered is when the newest answer was written, and before the first when the connection came.
 	answered time.Time
 	fresh    bool // nothing was asked yet
@@ -235,7 +237,7 @@ func (c *conn) ready() error {
 	case c.fresh:
 		due = c.answered.Add(readHeaderTimeout)
 	case c.l.closing.Load():
-		due, c.armed = c.answered.Add(closingGrace), false
+		due, c.armed = c.l.closed.Add(closingGrace), false
 	}
 	return c.arm(due)
 }
@@ -327,10 +329,20 @@ func (c *conn) process() {
 	}
 	c.asked = false
 	c.mu.Lock()
-	c.busy, c.fresh, c.end = true, false, h.Close
+	c.busy, c.fresh, c.end, c.reading = true, false, h.Close, c.left > 0
 	c.mu.Unlock()
+	if c.left > 0 {
+		defer c.hasRead()
+	}
 	defer c.recovered()
 	c.l.server.opts.Gateway.Serve(c.l.server.opts.BaseContext, &c.call, c.l.scope(), c)
+}
+
+// hasRead says that the gateway reads nothing any more.
+func (c *conn) hasRead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reading = false
 }
 
 // recovered makes a panic of the gateway an error in the log, and ends the connection.
@@ -456,11 +468,11 @@ func (c *conn) Drop() {
 	c.finishLocked(time.Now(), nil)
 }
 
-// closingGrace is how long after an answer a connection is still kept for a further request when the listener is
-// closing: one may be on its way, and would be lost. Its answer asks the client to connect anew.
+// closingGrace is how long connections without a request are kept when the listener has closed: one may be on its
+// way, and would be lost. Its answer asks the client to connect anew.
 const closingGrace = 200 * time.Millisecond
 
-// retire makes the connection end as soon as it has no request and is not about to have one: the listener is closing.
+// retire makes the connection end closingGrace from now, if it has no request until then.
 func (c *conn) retire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -469,11 +481,12 @@ func (c *conn) retire() {
 	}
 }
 
-// hurry makes the connection's goroutine look at the base context, which has ended.
+// hurry makes the connection's goroutine look at the base context, which has ended. While the event is still
+// arriving that would break it off; the goroutine looks afterwards.
 func (c *conn) hurry() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.busy {
+	if c.busy && !c.reading {
 		c.wake()
 	}
 }

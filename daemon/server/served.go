@@ -27,6 +27,7 @@ type Served struct {
 	handoff        *handoff
 	slots          chan struct{} // one for each connection
 	closing        atomic.Bool
+	closed         time.Time      // when closing was set, before which it may not be read
 	stop           func()         // see close; the second caller waits for the first one
 	stopped        chan struct{}  // closed with the listener
 	accepted       chan struct{}  // closed when nothing is taken from the backlog any more
@@ -194,9 +195,10 @@ func (v *Served) Retire(timeout time.Duration) {
 	})
 }
 
-// close closes the listener, and lets the connections end that have no request: see conn.ready, and finish for those
-// of net/http. Call stop.
+// close closes the listener, and lets the connections end that have no request within closingGrace: see conn.ready,
+// and finish for those of net/http. Call stop.
 func (v *Served) close() {
+	v.closed = time.Now()
 	v.closing.Store(true)
 	close(v.stopped)
 	v.listener.Close() //nolint:errcheck // closed already
